@@ -1,0 +1,92 @@
+"""Sizes. Names, functions and values as google-research/vision_transformer vit_jax/configs/models.py; g and G from
+"Scaling Vision Transformers" (Zhai et al. 2022, Table 2). Dropout as published there.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import common
+
+# name: (width, layers, MLP width, heads, dropout)
+SIZES = {
+    "Ti": (192, 12, 768, 3, 0.0),
+    "S": (384, 12, 1536, 6, 0.0),
+    "B": (768, 12, 3072, 12, 0.0),
+    "L": (1024, 24, 4096, 16, 0.1),
+    "H": (1280, 32, 5120, 16, 0.1),
+    "g": (1408, 40, 6144, 16, 0.0),
+    "G": (1664, 48, 8192, 16, 0.0),
+}
+
+
+def model_config(name: str) -> ml_collections.ConfigDict:
+    """`ViT-{size}_{patch}` for any size of the table and any patch."""
+    size, _, patch = name.removeprefix("ViT-").partition("_")
+    if size not in SIZES or not patch.isdigit():
+        raise ValueError(f"Expected a model ViT-{{{','.join(SIZES)}}}_{{patch}} such as ViT-B_16, got {name!r}.")
+    width, layers, mlp, heads, dropout = SIZES[size]
+    model = common.model_defaults()
+    model.model_name, model.hidden_size = name, width
+    model.patches.size = (int(patch), int(patch))
+    model.transformer.update({"num_layers": layers, "mlp_dim": mlp, "num_heads": heads, "dropout_rate": dropout})
+    if size == "L" and patch == "32":
+        model.transformer.dropout_rate = 0.0
+    if size in ("g", "G"):  # Scaling ViT: no class token, attention pooling
+        model.classifier = "map"
+        model.positions_std = None
+    return model
+
+
+def get_ti16_config():
+    """Ti/16, 5.7M."""
+    return model_config("ViT-Ti_16")
+
+
+def get_s16_config():
+    """S/16, 22M."""
+    return model_config("ViT-S_16")
+
+
+def get_b16_config():
+    """B/16, 87M."""
+    return model_config("ViT-B_16")
+
+
+def get_b32_config():
+    """B/32, 88M."""
+    return model_config("ViT-B_32")
+
+
+def get_l16_config():
+    """L/16, 304M."""
+    return model_config("ViT-L_16")
+
+
+def get_h14_config():
+    """H/14, 632M."""
+    return model_config("ViT-H_14")
+
+
+NAMES = [
+    "ViT-Ti_16",
+    "ViT-S_16",
+    "ViT-S_32",
+    "ViT-B_8",
+    "ViT-B_16",
+    "ViT-B_32",
+    "ViT-L_16",
+    "ViT-L_32",
+    "ViT-H_14",
+    "ViT-g_14",
+    "ViT-G_14",
+]
+MODEL_CONFIGS = {name: model_config(name) for name in NAMES}
+BY_SHORT_NAME = {name.removeprefix("ViT-").replace("G_", "bigG_").replace("_", "").lower(): name for name in NAMES}
+
+
+def from_short_name(short: str) -> ml_collections.ConfigDict:
+    """A model by the short names of the command line: ti16, s16, b16, l16, h14, g14, bigg14."""
+    if short not in BY_SHORT_NAME:
+        raise ValueError(f"Expected a model of {', '.join(BY_SHORT_NAME)}, got {short!r}.")
+    return model_config(BY_SHORT_NAME[short])

@@ -1,0 +1,40 @@
+"""Eight pretended CPU devices, no silent broadcasting, compiled programs kept between runs."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "vit_jax_test_cache"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import pytest
+
+from vit_jax import configuration
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+configuration.use_recipes()
+
+
+@pytest.fixture
+def small():
+    """The smallest configuration that has everything: digits-sized, float32, two blocks."""
+
+    def make(stage="scratch", **changes):
+        config = configuration.load(f"digits.py:{stage}")
+        config.dataset = "fake"
+        config.pp.update({"crop": 8, "channels": 3, "train_crop": "resize"})
+        config.pp.train = "train"
+        config.model.hidden_size = 16
+        config.model.transformer.update({"num_layers": 2, "num_heads": 2, "mlp_dim": 32})
+        config.mae.decoder.update({"hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32})
+        config.update({"batch": 16, "batch_eval": 16, "total_steps": 6, "warmup_steps": 2, "progress_every": 2})
+        config.update({"eval_every": 0, "checkpoint_every": 3, "num_threads": 1})
+        config.update(changes)
+        return config
+
+    return make

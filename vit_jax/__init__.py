@@ -1,0 +1,28 @@
+"""Vision Transformers and masked image modelling in JAX.
+
+The public names are loaded on first use, so `import vit_jax` costs nothing and starts no accelerator.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_jax.api import Trained, create, load
+    from vit_jax.contracts import UserError
+
+__version__ = "0.1.0"
+__all__ = ["Trained", "UserError", "create", "load"]
+
+_HOMES = {"create": "vit_jax.api", "load": "vit_jax.api", "Trained": "vit_jax.api", "UserError": "vit_jax.contracts"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'vit_jax' has no attribute {name!r}; its public names are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

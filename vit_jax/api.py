@@ -1,0 +1,125 @@
+"""The public functions: make a model by its name, open what a run left."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vit_jax import configuration
+from vit_jax.contracts import Record, UserError
+from vit_jax.data.transforms import Preprocess
+from vit_jax.models.mae import MAE
+from vit_jax.models.registry import Model, assemble, build
+from vit_jax.models.vit import ViT
+from vit_jax.ops.pixels import normalise
+from vit_jax.training.checkpoints import Checkpoints
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] = 224,
+    channels: int = 3,
+    compute_dtype: str = "float32",
+    seed: int = 0,
+    **fields: Any,
+) -> ViT:
+    """A freshly initialised ViT, a Flax NNX module from pictures "b H W c" (floats) to logits "b num_classes".
+
+    Args:
+      name: "ViT-{Ti,S,B,L,H,g,G}_{patch}", e.g. "ViT-B_16" (Dosovitskiy et al. 2021; Zhai et al. 2022 for g, G).
+      num_classes: size of the head; None for the pooled features themselves.
+      image_size: pixels, or (height, width); each a multiple of the patch.
+      channels: 3 for colour.
+      compute_dtype: "float32" or "bfloat16" for activations; parameters are float32.
+      fields: any other field of `config.model`, e.g. classifier="gap", positions="sincos2d".
+
+    Raises:
+      UserError: an unknown name or field, or a size that is not a whole number of patches.
+    """
+    config = configuration.default_fields()
+    try:
+        config.model = configuration.model_config(name)
+        config.model.lock()
+        for field, value in fields.items():
+            config.model[field] = value
+        config.pp.crop, config.pp.channels = image_size, channels
+        config.compute_dtype = compute_dtype
+        model = build(config, num_classes, seed)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{name} could not be made: {error}") from error
+    assert isinstance(model, ViT)
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model with all it needs to be used: `trained(pictures)` takes what a camera gives."""
+
+    model: Model
+    config: dict[str, Any]
+    class_names: tuple[str, ...] | None
+    step: int
+
+    def preprocess(self, pictures: list[Any]) -> np.ndarray:
+        """Paths, encoded bytes or uint8 arrays (H, W, c) -> uint8 "b H W c", cropped as in this run's evaluation."""
+        evaluate = Preprocess.from_config(self.config["pp"]).evaluate
+        return np.stack([evaluate(as_record(picture)) for picture in pictures])
+
+    def pixels(self, pictures: list[Any]) -> jax.Array:
+        """Preprocessed and normalised: what the model takes."""
+        return normalise(
+            jax.numpy.asarray(self.preprocess(pictures)), self.config["pp"]["mean"], self.config["pp"]["std"]
+        )
+
+    def __call__(self, pictures: list[Any]) -> jax.Array:
+        """Logits "b num_classes"; for a masked autoencoder the encoded tokens "b t d" of whole pictures."""
+        encoder = self.encoder
+        return encoder(self.pixels(pictures)) if encoder is self.model else encoder.features(self.pixels(pictures))
+
+    @property
+    def encoder(self) -> ViT:
+        """The ViT, of a masked autoencoder its encoder."""
+        return self.model.encoder if isinstance(self.model, MAE) else self.model
+
+
+def as_record(picture: Any) -> Record:
+    """A path, bytes or an array as the data room's record."""
+    if isinstance(picture, str | Path):
+        try:
+            return Record(Path(picture).read_bytes(), -1, str(picture))
+        except OSError as error:
+            raise UserError(
+                f"Expected a picture, {picture} cannot be read ({error.strerror}): fix the path."
+            ) from error
+    return Record(picture, -1, "picture")
+
+
+def load(workdir: str | Path, *, step: int | None = None, averaged: bool = True) -> Trained:
+    """What a run of this library left in `workdir`, at its last step or at `step`.
+
+    Args:
+      workdir: the folder given to training.
+      step: an earlier step that is still there.
+      averaged: use the moving average of the parameters where the run kept one.
+
+    Raises:
+      UserError: no checkpoint there, or not at that step.
+    """
+    checkpoints = Checkpoints(workdir, read_only=True)
+    found = checkpoints.latest() if step is None else step
+    if found is None or found not in checkpoints.manager.all_steps():
+        raise UserError(
+            f"Expected a checkpoint{'' if step is None else f' of step {step}'} in {workdir}, found steps "
+            f"{list(checkpoints.manager.all_steps())}: train first, or give another step."
+        )
+    config, metadata = checkpoints.read(found)
+    model = assemble(config, metadata["num_classes"], checkpoints.params(found, averaged=averaged))
+    checkpoints.close()
+    names = metadata["class_names"]
+    return Trained(model, config, None if names is None else tuple(names), found)

@@ -1,0 +1,1 @@
+"""What `vit-jax` runs, one small file a subcommand."""

@@ -1,0 +1,67 @@
+"""What crosses between rooms: axis letters, the batch, and the one error a user is meant to read.
+
+Axis letters, used in every shape of the project (index axes from the right):
+
+    b  examples of a batch        n  tokens or patches      k  patches kept visible
+    d  width of a token           h  attention heads        e  width of one head
+    p  numbers in a patch (rows * columns * channels)       c  channels or classes
+    H  picture height in pixels   W  picture width in pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+
+@runtime_checkable
+class Config(Protocol):
+    """Settings by name: a `ConfigDict` of configs/, or the plain dict that a checkpoint holds of one."""
+
+    def __getitem__(self, field: str, /) -> Any: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave. The message says what was expected, what came and which setting to change.
+
+    Commands print it as one sentence without a traceback and exit with status 2.
+    """
+
+
+class Record(NamedTuple):
+    """One example as a source holds it: an encoded or decoded picture, and a class id (-1: no label)."""
+
+    image: bytes | UInt8[np.ndarray, "H W c"]
+    label: int
+    name: str  # where it came from, for messages: a path, or "dataset[index]"
+
+
+class Batch(NamedTuple):
+    """What the host hands to the device. `weight` is 0 for rows that only fill up the last batch, else 1."""
+
+    image: UInt8[np.ndarray, "b H W c"]
+    label: Int32[np.ndarray, " b"]
+    weight: Float32[np.ndarray, " b"]
+
+
+def check_batch(batch: Batch, image_size: tuple[int, int], channels: int, num_classes: int | None) -> None:
+    """Raise `UserError` where a batch is not what the model was built for. Cheap: shapes and label range only."""
+    expected = (*image_size, channels)
+    if batch.image.dtype != np.uint8 or batch.image.shape[1:] != expected:
+        raise UserError(
+            f"Expected uint8 pictures of (height, width, channels) {expected}, got {batch.image.dtype} "
+            f"{batch.image.shape[1:]}: change pp.crop or pp.channels."
+        )
+    if num_classes is None:
+        return
+    real = batch.label[batch.weight > 0]
+    if real.size and (real.min() < 0 or real.max() >= num_classes):
+        raise UserError(
+            f"Expected labels from 0 to {num_classes - 1}, got {int(real.min())}..{int(real.max())}: "
+            "change num_classes, or use a data set with labels for this objective."
+        )

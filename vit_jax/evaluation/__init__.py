@@ -1,0 +1,1 @@
+"""Judging a model that is not trained here."""

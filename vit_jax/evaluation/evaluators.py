@@ -1,0 +1,52 @@
+"""Exact evaluation: per-example numbers with a 0/1 weight, summed; no example dropped, none counted twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from vit_jax import sharding
+from vit_jax.contracts import Batch
+from vit_jax.ops.keys import key_for
+from vit_jax.ops.means import Mean
+
+EvalStep = Callable[[Any, Batch, Any], dict[str, Mean]]
+
+
+def make_eval_step(objective: Any, graph: Any, params_layout: Any, mesh: Mesh) -> EvalStep:
+    """One jitted batch: loss and metrics of `objective` (training.objectives.Objective) as sums and counts.
+
+    Masks come from the batch's number alone, so every evaluation of a run sees the same ones.
+    """
+
+    def step(params: Any, batch: Batch, number: Any) -> dict[str, Mean]:
+        model = nnx.merge(graph, params)
+        inputs = objective.prepare(batch, key_for(0, "evaluation", number), False)
+        loss, metrics = objective.losses(model, inputs, None, False)
+        return {name: mean.reduce() for name, mean in {"loss": loss, **metrics}.items()}
+
+    layout = (params_layout, sharding.batch_layout(mesh), None)
+    return jax.jit(step, in_shardings=layout, out_shardings=sharding.replicated(mesh))
+
+
+def evaluate(
+    step: EvalStep, params: Any, batches: Iterable[Batch], mesh: Mesh, stop: Callable[[], bool] = lambda: False
+) -> dict[str, float] | None:
+    """Metrics over all batches, and `examples`. None when `stop` said so in between."""
+    totals: dict[str, np.ndarray] = {}
+    examples = 0.0
+    for number, batch in enumerate(batches):
+        if stop():
+            return None
+        means = jax.device_get(step(params, sharding.put(batch, mesh), np.int32(number)))
+        examples += float(batch.weight.sum())
+        for name, mean in means.items():
+            pair = np.asarray([mean.total, mean.count], np.float64)
+            totals[name] = totals.get(name, 0.0) + pair
+    values = {name: float(total / count) if count else float("nan") for name, (total, count) in totals.items()}
+    return values | {"examples": examples}

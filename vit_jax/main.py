@@ -1,0 +1,68 @@
+"""`python -m vit_jax.main --workdir=DIR --config=FILE:ARG --config.field=value`, as Google's ViT code is started."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from vit_jax import configuration
+from vit_jax.contracts import UserError
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its argument.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and figures.")
+
+
+def _train(argv: list[str]) -> None:
+    from vit_jax.commands.figures import draw_run
+    from vit_jax.train import run
+
+    if len(argv) > 1:
+        raise UserError(f"Expected only --flags, got {argv[1:]}: write --config.field=value.")
+    run(_CONFIG.value, Path(_WORKDIR.value), draw=draw_run)
+
+
+def with_resolved_config(argv: list[str]) -> list[str]:
+    """--config=mae.py:b16 -> --config=<the recipes' folder>/mae.py:b16. Both flags must be there."""
+    given = {arg.lstrip("-").split("=", 1)[0] for arg in argv[1:] if arg.startswith("-")}
+    for flag in ("workdir", "config"):
+        if flag not in given:
+            raise UserError(f"Expected --{flag}=..., it is missing: --workdir=runs/try --config=digits.py:scratch.")
+    resolved, take_next = [], False
+    for arg in argv:
+        name, equals, value = arg.partition("=")
+        if take_next:
+            arg, take_next = configuration.resolve(arg), False
+        elif name in ("--config", "-config"):
+            if equals:
+                arg = f"--config={configuration.resolve(value)}"
+            else:
+                take_next = True
+        resolved.append(arg)
+    return resolved
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 0; 2 with one sentence for a user's mistake."""
+    configuration.use_recipes()
+    try:
+        argv = with_resolved_config(list(sys.argv if argv is None else argv))
+        app.run(_train, argv=argv, flags_parser=_parse)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"The command line does not fit the config: {' '.join(str(error).split())}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Parameters and forward passes; no loss, no optimiser, no pixel statistics, no files."""

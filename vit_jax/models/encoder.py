@@ -1,0 +1,119 @@
+"""Pre-norm blocks, stacked: every block parameter carries a leading [num_layers] axis and the forward is one scan.
+
+One layout whatever `unroll` and `remat` are, so checkpoints and layer-wise decay (a vector along that axis) never
+depend on a speed setting.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from vit_jax.models.layers import Attention, LayerNorm, Linear, Mlp, TransformerConfig
+from vit_jax.ops.keys import fold
+from vit_jax.ops.noise import drop_path, dropout
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products, redo the rest
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)); x + mlp(norm(x)), with optional layer scale, dropout and drop path."""
+
+    def __init__(self, cfg: TransformerConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        d = cfg.hidden_size
+        self.norm1 = LayerNorm(d, eps=cfg.norm_eps, dtype=cfg.dtype)
+        self.attention = Attention(cfg, rngs=rngs)
+        self.norm2 = LayerNorm(d, eps=cfg.norm_eps, dtype=cfg.dtype)
+        self.mlp = Mlp(cfg, rngs=rngs)
+        if cfg.layer_scale:
+            self.scale1 = nnx.Param(jnp.full((d,), cfg.layer_scale, jnp.float32))
+            self.scale2 = nnx.Param(jnp.full((d,), cfg.layer_scale, jnp.float32))
+
+    def __call__(
+        self, x: Float[Array, "b n d"], rate: Float[Array, ""], keys: Key[Array, " b"] | None
+    ) -> Float[Array, "b n d"]:
+        draw = lambda use: None if keys is None else fold(keys, use)  # noqa: E731
+        x = x + self._branch(self.attention(self.norm1(x), draw(0)), "scale1", rate, draw(1), draw(2))
+        return x + self._branch(self.mlp(self.norm2(x), draw(3)), "scale2", rate, draw(4), draw(5))
+
+    def _branch(
+        self,
+        y: Float[Array, "b n d"],
+        scale: str,
+        rate: Float[Array, ""],
+        dropout_keys: Key[Array, " b"] | None,
+        path_keys: Key[Array, " b"] | None,
+    ) -> Float[Array, "b n d"]:
+        y = dropout(y, self.cfg.dropout_rate, dropout_keys)
+        if self.cfg.layer_scale:
+            y = y * getattr(self, scale)[...].astype(y.dtype)[None, None, :]
+        return drop_path(y, rate, path_keys) if self.cfg.drop_path else y
+
+
+class Transformer(nnx.Module):
+    """`num_layers` blocks, stacked. Tokens in, tokens out; no norm at the end."""
+
+    def __init__(self, cfg: TransformerConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+
+        @nnx.split_rngs(splits=cfg.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked(rngs: nnx.Rngs) -> Block:
+            return Block(cfg, rngs=rngs)
+
+        self.blocks = stacked(rngs)
+
+    def __call__(self, tokens: Float[Array, "b n d"], keys: Key[Array, " b"] | None = None) -> Float[Array, "b n d"]:
+        """Keys, one an example, switch dropout and drop path on."""
+        return self._scan(tokens, keys, keep=False)[0]
+
+    def every_layer(self, tokens: Float[Array, "b n d"]) -> Float[Array, "l b n d"]:
+        """The tokens after each block, for features and pictures."""
+        return self._scan(tokens, None, keep=True)[1]
+
+    def _scan(self, tokens: Array, keys: Array | None, *, keep: bool) -> tuple[Array, Array | None]:
+        cfg = self.cfg
+        graph, params = nnx.split(self.blocks)
+        rates = jnp.asarray(np.linspace(0.0, cfg.drop_path, cfg.num_layers), jnp.float32)
+
+        def body(x: Array, layer: tuple) -> tuple[Array, Array | None]:
+            number, rate, block_params = layer
+            block = nnx.merge(graph, block_params)
+            x = block(x, rate, None if keys is None else fold(keys, number))
+            return x, x if keep else None
+
+        if cfg.remat != "none":
+            if cfg.remat not in REMAT_POLICIES:
+                raise ValueError(f"Expected remat none, dots or full, got {cfg.remat!r}: change config.remat.")
+            body = jax.checkpoint(body, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
+        layers = (jnp.arange(cfg.num_layers), rates, params)
+        return jax.lax.scan(body, tokens.astype(cfg.dtype), layers, unroll=min(cfg.unroll, cfg.num_layers))
+
+
+class MapHead(nnx.Module):
+    """Multi-head attention pooling: one learned probe asks all tokens (Scaling ViT; big_vision MAPHead)."""
+
+    def __init__(self, cfg: TransformerConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        d, heads = cfg.hidden_size, cfg.num_heads
+        xavier = nnx.initializers.xavier_uniform()
+        self.probe = nnx.Param(xavier(rngs.params(), (1, d), jnp.float32))
+        self.query = Linear(d, (heads, d // heads), kernel_init=xavier, dtype=cfg.dtype, rngs=rngs)
+        self.key = Linear(d, (heads, d // heads), kernel_init=xavier, dtype=cfg.dtype, rngs=rngs)
+        self.value = Linear(d, (heads, d // heads), kernel_init=xavier, dtype=cfg.dtype, rngs=rngs)
+        self.out = Linear((heads, d // heads), d, kernel_init=xavier, dtype=cfg.dtype, rngs=rngs)
+        self.norm = LayerNorm(d, eps=cfg.norm_eps, dtype=cfg.dtype)
+        self.mlp = Mlp(cfg, rngs=rngs)
+
+    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+        probe = jnp.broadcast_to(self.probe[...].astype(self.cfg.dtype), (tokens.shape[0], *self.probe.shape))
+        y = jax.nn.dot_product_attention(self.query(probe), self.key(tokens), self.value(tokens))
+        y = self.out(y)
+        return (y + self.mlp(self.norm(y), None))[:, 0]

@@ -1,0 +1,184 @@
+"""The dense layer, the layer norm and the attention that every model is made of.
+
+Parameters are float32; they are cast to the compute dtype where they are used. Norm statistics and the softmax are
+float32 always.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from vit_jax.ops.noise import dropout
+from vit_jax.ops.projection import project
+
+Initializer = Callable[..., Array]
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),  # Google's models
+    "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),  # PyTorch's nn.GELU: MAE, DeiT, BEiT
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """A stack of pre-norm blocks. Sizes from the papers' tables; the rest differs by origin and is named, not assumed."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    dropout_rate: float = 0.0  # after each dense layer but qkv, and after the positions (paper ViT B.1)
+    attention_dropout_rate: float = 0.0  # on the attention weights
+    drop_path: float = 0.0  # stochastic depth: rates linspace(0, drop_path, num_layers)
+    layer_scale: float = 0.0  # initial value of the branch scales; 0: no scales
+    activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
+    norm_eps: float = 1e-6
+    fused_qkv_init: bool = False  # xavier over (d, 3d), as MAE's fused layer; else over (d, d) each, as Google's
+    mlp_bias_std: float = 0.0  # Google: 1e-6
+    # What follows changes speed and memory, never the parameters.
+    compute_dtype: str = "float32"
+    attention: Literal["xla", "cudnn"] = "xla"
+    remat: Literal["none", "dots", "full"] = "none"
+    unroll: int = 1  # blocks per scan step: 1 compiles fastest
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"Expected hidden_size divisible by num_heads, got {self.hidden_size} and {self.num_heads}: "
+                "change model.hidden_size or model.transformer.num_heads."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"Expected an activation of {sorted(ACTIVATIONS)}, got {self.activation!r}.")
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute_dtype)
+
+
+class Linear(nnx.Module):
+    """A dense layer from the trailing axes `inputs` to the axes `outputs`; kernel (*inputs, *outputs)."""
+
+    def __init__(
+        self,
+        inputs: int | tuple[int, ...],
+        outputs: int | tuple[int, ...],
+        *,
+        kernel_init: Initializer,
+        bias_init: Initializer = nnx.initializers.zeros_init(),
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.inputs = (inputs,) if isinstance(inputs, int) else inputs
+        self.outputs = (outputs,) if isinstance(outputs, int) else outputs
+        self.dtype = dtype
+        flat = (math.prod(self.inputs), math.prod(self.outputs))
+        self.kernel = nnx.Param(kernel_init(rngs.params(), flat, jnp.float32).reshape(*self.inputs, *self.outputs))
+        self.bias = nnx.Param(bias_init(rngs.params(), self.outputs, jnp.float32))
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """(*leading, *inputs) -> (*leading, *outputs)."""
+        leading = x.shape[: x.ndim - len(self.inputs)]
+        kernel = self.kernel[...].astype(self.dtype).reshape(math.prod(self.inputs), -1)
+        bias = self.bias[...].astype(self.dtype).reshape((1,) * len(leading) + (-1,))
+        y = project(x.astype(self.dtype).reshape(*leading, -1), kernel) + bias
+        return y.reshape(*leading, *self.outputs)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis: statistics in float32, result in the compute dtype."""
+
+    def __init__(self, width: int, *, eps: float, dtype: Any = jnp.float32):
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+        x = x.astype(jnp.float32)
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        scaled = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...].reshape(shape)
+        return (scaled + self.bias[...].reshape(shape)).astype(self.dtype)
+
+
+def xavier_fused(parts: int) -> Initializer:
+    """Xavier-uniform for `parts` square kernels side by side, each with its own fan (Flax initialises q, k, v apart)."""
+
+    def init(key: Key[Array, ""], shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+        one = nnx.initializers.xavier_uniform()
+        keys = jax.random.split(key, parts)
+        return jnp.concatenate([one(k, (shape[0], shape[1] // parts), dtype) for k in keys], axis=1)
+
+    return init
+
+
+def attend(
+    query: Float[Array, "b m h e"],
+    key: Float[Array, "b n h e"],
+    value: Float[Array, "b n h e"],
+    *,
+    implementation: str = "xla",
+    dropout_rate: float = 0.0,
+    dropout_keys: Key[Array, " b"] | None = None,
+) -> Float[Array, "b m h e"]:
+    """Scaled dot-product attention by a fused kernel where one is asked for.
+
+    Dropout of the weights needs the weights, so it is computed in the open; no fused kernel then.
+    """
+    if dropout_keys is None or dropout_rate == 0.0:
+        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # type: ignore[arg-type]
+    weights = dropout(attention_weights(query, key), dropout_rate, dropout_keys)
+    return jnp.einsum("bhmn,bnhe->bmhe", weights.astype(value.dtype), value)
+
+
+def attention_weights(query: Float[Array, "b m h e"], key: Float[Array, "b n h e"]) -> Float[Array, "b h m n"]:
+    """The softmax itself, float32: for dropout and for pictures."""
+    logits = jnp.einsum("bmhe,bnhe->bhmn", query, key, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one fused (d, 3, h, e) kernel."""
+
+    def __init__(self, cfg: TransformerConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        d, heads = cfg.hidden_size, cfg.num_heads
+        xavier = nnx.initializers.xavier_uniform()
+        init = xavier if cfg.fused_qkv_init else xavier_fused(3)
+        self.qkv = Linear(d, (3, heads, d // heads), kernel_init=init, dtype=cfg.dtype, rngs=rngs)
+        self.out = Linear((heads, d // heads), d, kernel_init=xavier, dtype=cfg.dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"], dropout_keys: Key[Array, " b"] | None) -> Float[Array, "b n d"]:
+        query, key, value = jnp.split(self.qkv(x), 3, axis=2)
+        y = attend(
+            query[:, :, 0],
+            key[:, :, 0],
+            value[:, :, 0],
+            implementation=self.cfg.attention,
+            dropout_rate=self.cfg.attention_dropout_rate,
+            dropout_keys=dropout_keys,
+        )
+        return self.out(y)
+
+
+class Mlp(nnx.Module):
+    """Dense, GELU, dense."""
+
+    def __init__(self, cfg: TransformerConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        xavier = nnx.initializers.xavier_uniform()
+        bias = nnx.initializers.normal(cfg.mlp_bias_std) if cfg.mlp_bias_std else nnx.initializers.zeros_init()
+        d, m = cfg.hidden_size, cfg.mlp_dim
+        self.fc1 = Linear(d, m, kernel_init=xavier, bias_init=bias, dtype=cfg.dtype, rngs=rngs)
+        self.fc2 = Linear(m, d, kernel_init=xavier, bias_init=bias, dtype=cfg.dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b n d"], dropout_keys: Key[Array, " b"] | None) -> Float[Array, "b n d"]:
+        hidden = ACTIVATIONS[self.cfg.activation](self.fc1(x))
+        return self.fc2(dropout(hidden, self.cfg.dropout_rate, dropout_keys))

@@ -1,0 +1,192 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021; Google's models_vit.py and big_vision's vit.py), in named stages:
+
+patches -> placed -> encode -> pool -> head
+
+The same object is the encoder of MAE: hidden patches are left out at `placed`, before they are projected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from vit_jax.models.encoder import MapHead, Transformer
+from vit_jax.models.layers import LayerNorm, Linear, TransformerConfig
+from vit_jax.ops.keys import fold
+from vit_jax.ops.masks import take
+from vit_jax.ops.noise import dropout
+from vit_jax.ops.patches import grid_of, patchify
+from vit_jax.ops.positions import sincos2d
+
+CLASSIFIERS = ("token", "gap", "map", "unpooled", "token_unpooled")
+POSITIONS = ("learn", "sincos2d", "sincos2d_mae", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Everything that decides a ViT's parameters and forward pass."""
+
+    transformer: TransformerConfig
+    image_size: tuple[int, int]  # (height, width)
+    patch_size: tuple[int, int]
+    channels: int = 3
+    num_classes: int | None = None  # None: no head
+    classifier: Literal["token", "gap", "map", "unpooled", "token_unpooled"] = "token"
+    cls_token: bool | None = None  # None: where the classifier needs it; MAE keeps it also for "gap"
+    norm_after_pool: bool = False  # MAE's and BEiT's fine-tuning: mean of un-normed tokens, then the norm (fc_norm)
+    representation_size: int | None = None  # tanh layer before the head ("pre_logits")
+    positions: Literal["learn", "sincos2d", "sincos2d_mae", "none"] = "learn"
+    positions_std: float = 0.02  # learned: normal(0.02) in Google's ViT, 1/sqrt(d) in big_vision
+    train_positions: bool = True  # sin-cos tables: False keeps them constant, as in MAE pre-training
+    patch_init: Literal["lecun", "xavier"] = "lecun"  # Flax's convolution; MAE's view of it as a matrix
+    cls_std: float = 0.0  # class token: zeros in Google's, normal(0.02) in MAE
+    head_std: float = 0.0  # head kernel: zeros in Google's; MAE fine-tuning 2e-5
+    head_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.classifier not in CLASSIFIERS:
+            raise ValueError(
+                f"Expected a classifier of {CLASSIFIERS}, got {self.classifier!r}: change model.classifier."
+            )
+        if self.positions not in POSITIONS:
+            raise ValueError(f"Expected positions of {POSITIONS}, got {self.positions!r}: change model.positions.")
+        grid_of(self.image_size, self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return grid_of(self.image_size, self.patch_size)
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def has_cls(self) -> bool:
+        return self.classifier.startswith("token") if self.cls_token is None else self.cls_token
+
+
+def positions_table(cfg: ViTConfig, width: int) -> np.ndarray:
+    """The fixed table of `cfg` for tokens of `width`, class token's row (zeros) first."""
+    origin: Literal["mae", "big_vision"] = "mae" if cfg.positions == "sincos2d_mae" else "big_vision"
+    table = sincos2d(cfg.grid, width, origin)
+    return np.concatenate([np.zeros((int(cfg.has_cls), width), np.float32), table])
+
+
+class ViT(nnx.Module):
+    """See the module's head. Call it with pictures "b H W c" (normalised floats) for logits, or use the stages."""
+
+    def __init__(self, cfg: ViTConfig, *, rngs: nnx.Rngs):
+        self.cfg = cfg
+        body = cfg.transformer
+        d, init = body.hidden_size, nnx.initializers
+        pixels = cfg.patch_size[0] * cfg.patch_size[1] * cfg.channels
+        patch_init = init.xavier_uniform() if cfg.patch_init == "xavier" else init.lecun_normal()
+        self.embedding = Linear(pixels, d, kernel_init=patch_init, dtype=body.dtype, rngs=rngs)
+        if cfg.has_cls:
+            self.cls = nnx.Param(cfg.cls_std * jax.random.normal(rngs.params(), (1, d)))
+        if cfg.positions == "learn":
+            rows = cfg.num_patches + cfg.has_cls
+            self.positions = nnx.Param(cfg.positions_std * jax.random.normal(rngs.params(), (rows, d)))
+        elif cfg.positions != "none" and cfg.train_positions:
+            self.positions = nnx.Param(jnp.asarray(positions_table(cfg, d)))
+        self.transformer = Transformer(body, rngs=rngs)
+        self.norm = LayerNorm(d, eps=body.norm_eps, dtype=body.dtype)
+        if cfg.classifier == "map":
+            self.map_head = MapHead(body, rngs=rngs)
+        if cfg.representation_size:
+            self.pre_logits = Linear(
+                d, cfg.representation_size, kernel_init=init.lecun_normal(), dtype=body.dtype, rngs=rngs
+            )
+        if cfg.num_classes:
+            head_init = init.normal(cfg.head_std) if cfg.head_std else init.zeros_init()
+            bias_init = init.constant(cfg.head_bias)
+            width = cfg.representation_size or d
+            # The head is small: float32 logits whatever the body computes in.
+            self.head_out = Linear(width, cfg.num_classes, kernel_init=head_init, bias_init=bias_init, rngs=rngs)
+
+    def patches(self, images: Float[Array, "b H W c"]) -> Float[Array, "b n p"]:
+        """Pixels of each patch, row by row."""
+        cfg = self.cfg
+        if images.shape[1:] != (*cfg.image_size, cfg.channels):
+            raise ValueError(
+                f"Expected pictures of (height, width, channels) {(*cfg.image_size, cfg.channels)}, got "
+                f"{images.shape[1:]}: change pp.crop and pp.channels, or load the model with image_size=."
+            )
+        return patchify(images, cfg.patch_size)
+
+    def placed(
+        self,
+        patches: Float[Array, "b n p"],
+        visible: Int[Array, "b k"] | None = None,
+        keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b t d"]:
+        """Project the visible patches (None: all), add their positions, prepend the class token."""
+        x = self.embedding(patches if visible is None else take(patches, visible))
+        table = self._positions()
+        cls_rows = int(self.cfg.has_cls)
+        if table is not None:
+            body = jnp.broadcast_to(table[None, cls_rows:], (x.shape[0], *table[cls_rows:].shape))
+            x = x + (body if visible is None else take(body, visible)).astype(x.dtype)
+        if self.cfg.has_cls:
+            first = self.cls[...] if table is None else self.cls[...] + table[:1]
+            first = jnp.broadcast_to(first[None].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+            x = jnp.concatenate([first, x], axis=1)
+        return dropout(x, self.cfg.transformer.dropout_rate, keys)
+
+    def _positions(self) -> Array | None:
+        if hasattr(self, "positions"):
+            return self.positions[...]
+        if self.cfg.positions == "none":
+            return None
+        return jnp.asarray(positions_table(self.cfg, self.cfg.transformer.hidden_size))
+
+    def encode(self, tokens: Float[Array, "b t d"], keys: Key[Array, " b"] | None = None) -> Float[Array, "b t d"]:
+        """The blocks, and the final norm unless it comes after pooling."""
+        tokens = self.transformer(tokens, keys)
+        return tokens if self.cfg.norm_after_pool else self.norm(tokens)
+
+    def pool(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b d"] | Float[Array, "b t d"]:
+        """One vector an example, by `classifier` ("unpooled" kinds: all tokens)."""
+        classifier = self.cfg.classifier
+        if classifier == "token":
+            pooled = tokens[:, 0]
+        elif classifier == "gap":
+            pooled = jnp.mean(tokens[:, int(self.cfg.has_cls) :], axis=1)
+        elif classifier == "map":
+            pooled = self.map_head(tokens)
+        else:
+            pooled = tokens
+        return self.norm(pooled) if self.cfg.norm_after_pool else pooled
+
+    def head(self, pooled: Float[Array, "... d"]) -> Float[Array, "... classes"]:
+        """`representation_size` layer where there is one, then logits (the pooled vector itself without a head)."""
+        if self.cfg.representation_size:
+            pooled = jnp.tanh(self.pre_logits(pooled))
+        return self.head_out(pooled) if self.cfg.num_classes else pooled
+
+    def features(
+        self, images: Float[Array, "b H W c"], *, train: bool = False, keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b t d"]:
+        """Encoded tokens of whole pictures."""
+        keys = training_keys(train, keys)
+        tokens = self.placed(self.patches(images), keys=None if keys is None else fold(keys, 1_000_003))
+        return self.encode(tokens, keys)
+
+    def __call__(
+        self, images: Float[Array, "b H W c"], *, train: bool = False, keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b ... classes"]:
+        """Logits. `train=True` switches dropout and drop path on and needs `keys`, one an example."""
+        return self.head(self.pool(self.features(images, train=train, keys=keys)))
+
+
+def training_keys(train: bool, keys: Key[Array, " b"] | None) -> Key[Array, " b"] | None:
+    """The keys to use: in training they must be there (a forgotten key is an error, not a model without dropout)."""
+    if train and keys is None:
+        raise ValueError("Expected keys with train=True, got None: pass keys=jax.random.split(key, batch).")
+    return keys if train else None

@@ -1,0 +1,148 @@
+"""Checkpoints by Orbax: written in the background, committed by one rename, readable on any mesh or as plain NumPy.
+
+A step is one composite: `params` (and `ema`) as a flat dict of arrays by path, `train` (the rest of the state),
+`data` (position), `config` and `metadata` (class names and whatever `predict` needs). State, clock and data position
+are always of the same moment.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vit_jax.contracts import Config, UserError
+from vit_jax.models.registry import path_name
+from vit_jax.training.step import State
+
+FOLDER = "checkpoints"
+logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file at INFO
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Leaves by path with dots (a slash would be a folder); NumPy and JSON friendly."""
+    return {path_name(path).replace("/", "."): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _items(state: State) -> dict[str, dict[str, Any]]:
+    items = {"params": _flat(state.params), "train": _flat(state._replace(params=None, ema=None))}
+    return items | ({"ema": _flat(state.ema)} if state.ema is not None else {})
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir: str | Path, *, keep: int = 2, read_only: bool = False):
+        self.folder = Path(workdir).absolute() / FOLDER
+        if read_only and not self.folder.is_dir():
+            raise UserError(f"Expected a workdir with checkpoints, {workdir} has none: train first, or fix the path.")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, read_only=read_only, create=not read_only, cleanup_tmp_directories=not read_only
+        )
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """The newest complete step."""
+        return self.manager.latest_step()
+
+    def save(self, state: State, config: Config, metadata: Mapping[str, Any]) -> None:
+        """Begin to write in the background; raises what an earlier write failed with."""
+        self.check()
+        step = int(state.step)
+        if step in self.manager.all_steps():
+            return
+        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        self._run(
+            lambda: self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **items,
+                    data=ocp.args.JsonSave({"next_batch": step}),
+                    config=ocp.args.JsonSave(dict(config)),
+                    metadata=ocp.args.JsonSave(dict(metadata)),
+                ),
+            )
+        )
+
+    def check(self) -> None:
+        """Raise `UserError` if a write in the background failed. Cheap: called at every step."""
+        self._run(self.manager.check_for_errors)
+
+    def wait(self) -> None:
+        """Wait until everything is on disk."""
+        self._run(self.manager.wait_until_finished)
+        self.check()
+
+    def close(self) -> None:
+        self.manager.close()
+
+    def _run(self, action: Any) -> Any:
+        try:
+            return action()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"Expected to write a checkpoint into {self.folder}, it failed ({_first_line(error)}): "
+                f"free space or give another --workdir; the last good one is step {self.latest()}."
+            ) from error
+
+    def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(config, metadata) of a step."""
+        restored = self.manager.restore(
+            step, args=ocp.args.Composite(config=ocp.args.JsonRestore(), metadata=ocp.args.JsonRestore())
+        )
+        return restored["config"], restored["metadata"]
+
+    def next_batch(self, step: int) -> int:
+        """The data position saved with a step."""
+        return self.manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]["next_batch"]
+
+    def restore(self, step: int, abstract: State, layout: State) -> State:
+        """The state of a step, laid out by `layout` whatever mesh wrote it."""
+        targets = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, layout
+        )
+        wanted = _items(targets)
+        stored = self.manager.item_metadata(step)
+        for name, item in wanted.items():
+            _check_shapes(item, dict(stored[name]), f"{self.folder}/{step}/{name}")
+        args = {name: ocp.args.StandardRestore(item) for name, item in wanted.items()}
+        restored = self.manager.restore(step, args=ocp.args.Composite(**args))
+        flat = {**restored["train"], **{f"params.{key}": leaf for key, leaf in restored["params"].items()}}
+        flat |= {f"ema.{key}": leaf for key, leaf in dict(restored.get("ema") or {}).items()}
+        return jax.tree_util.tree_map_with_path(lambda path, _: flat[path_name(path).replace("/", ".")], abstract)
+
+    def params(self, step: int, *, averaged: bool = True) -> dict[str, np.ndarray]:
+        """Parameters as NumPy by path; the moving average where the run kept one and `averaged`."""
+        items = set(self.manager.item_metadata(step).keys())
+        name = "ema" if averaged and "ema" in items and self.manager.item_metadata(step)["ema"] else "params"
+        shapes = dict(self.manager.item_metadata(step)[name])
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        restored = self.manager.restore(
+            step, args=ocp.args.Composite(**{name: ocp.args.PyTreeRestore(restore_args=as_numpy)})
+        )
+        return {key.replace(".", "/"): np.asarray(leaf) for key, leaf in dict(restored[name]).items()}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _check_shapes(wanted: Mapping[str, Any], stored: Config, place: str) -> None:
+    ours = {key: tuple(leaf.shape) for key, leaf in wanted.items()}
+    theirs = {key: tuple(leaf.shape) for key, leaf in stored.items()}
+    if ours == theirs:
+        return
+    wrong = [
+        f"{key}: expected {ours.get(key)}, got {theirs.get(key)}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+    raise UserError(
+        f"The checkpoint {place} is of another model ({'; '.join(wrong[:5])}; {len(wrong)} in all): "
+        "use the configuration it was trained with, or another --workdir."
+    )

@@ -1,0 +1,162 @@
+"""One optimiser step: State -> State, a pure function under one jit, sharded by the rules of sharding.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from vit_jax import sharding
+from vit_jax.contracts import Batch, Config, UserError
+from vit_jax.models.registry import build, path_name
+from vit_jax.ops.means import Mean, merge_all
+from vit_jax.training.objectives import Objective, step_key
+from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.schedules import Schedule
+
+
+class State(NamedTuple):
+    """All that training changes. The data position is `step`: batch number `step` is the next to be drawn."""
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+    ema: Any  # None without EMA
+    skipped: Int[Array, ""]  # steps left out because loss or gradient was not finite
+    skipped_in_row: Int[Array, ""]
+
+
+class Report(NamedTuple):
+    """What one step tells: sums and counts, never averages."""
+
+    means: dict[str, Mean]
+    learning_rate: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    finite: Array
+    skipped_in_row: Int[Array, ""]
+
+
+class Program(NamedTuple):
+    """The compiled halves of training for one config on one mesh."""
+
+    graph: Any
+    layout: Any  # sharding of each leaf of State
+    abstract: Any  # shapes and dtypes of State
+    init: Callable[[], State]
+    step: Callable[[State, Batch], tuple[State, Report]]
+
+
+def state_paths(state: Any) -> dict[str, Any]:
+    """The leaves of a state (or of its shapes) by path, "params/transformer/..."."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+
+
+def make_program(
+    config: Config, objective: Objective, schedule: Schedule, num_classes: int | None, mesh: Mesh
+) -> Program:
+    """Lay out the state over `mesh` and jit its creation and its step."""
+    accum, ways = config["accum_steps"], sharding.batch_ways(mesh)
+    if config["batch"] % (accum * ways):
+        raise UserError(
+            f"Expected a batch divisible by {ways} devices x {accum} accumulation steps, got {config['batch']}: "
+            "change config.batch, config.accum_steps or config.mesh."
+        )
+    graph, shapes = nnx.split(jax.eval_shape(lambda: build(config, num_classes, config["seed"])))
+    optimizer = make_optimizer(shapes, config)
+
+    def create() -> State:
+        params = nnx.split(build(config, num_classes, config["seed"]))[1]
+        zero = jnp.zeros((), jnp.int32)
+        # A copy, so that parameters and their average are never one donated buffer.
+        ema = jax.tree.map(jnp.copy, params) if config["ema"] else None
+        return State(zero, params, optimizer.init(params), ema, zero, zero)
+
+    abstract = jax.eval_shape(create)
+    layouts = sharding.layout({path: leaf.shape for path, leaf in state_paths(abstract).items()}, mesh)
+    layout = jax.tree_util.tree_map_with_path(lambda path, _: layouts[path_name(path)], abstract)
+    step = make_step(config, graph, objective, schedule, optimizer)
+    return Program(
+        graph=graph,
+        layout=layout,
+        abstract=abstract,
+        init=jax.jit(create, out_shardings=layout),
+        step=jax.jit(
+            step,
+            in_shardings=(layout, sharding.batch_layout(mesh)),
+            out_shardings=(layout, sharding.replicated(mesh)),
+            donate_argnums=0,
+        ),
+    )
+
+
+def make_step(
+    config: Config, graph: Any, objective: Objective, schedule: Schedule, optimizer: Any
+) -> Callable[[State, Batch], tuple[State, Report]]:
+    """The step itself, not yet jitted."""
+
+    def step(state: State, batch: Batch) -> tuple[State, Report]:
+        key = step_key(config, state.step)
+        inputs = objective.prepare(batch, key, True)
+        keys = jax.random.split(key, batch.image.shape[0])
+
+        def total_loss(params: Any, inputs: Any, keys: Any) -> tuple[Array, tuple[Mean, dict[str, Mean]]]:
+            loss, metrics = objective.losses(nnx.merge(graph, params), inputs, keys, True)
+            reduced = loss.reduce()
+            return reduced.total, (reduced, {name: mean.reduce() for name, mean in metrics.items()})
+
+        sums, (loss, metrics) = accumulated(jax.grad(total_loss, has_aux=True), config["accum_steps"])(
+            state.params, inputs, keys
+        )
+        # Divided once, by what the whole batch counted: unequal masks and weights come out as in one batch.
+        grads = jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1e-9), sums)
+        norm, rate = optax.global_norm(grads), schedule(state.step)
+        finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        # Also on a skipped step the clock moves on: the data does, too.
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        ema = state.ema
+        if config["ema"]:
+            ema = jax.tree.map(lambda e, p: config["ema"] * e + (1.0 - config["ema"]) * p, ema, params)
+        in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
+        new_state = State(state.step + 1, params, opt_state, ema, state.skipped + (1 - finite), in_row)
+        return new_state, Report({"loss": loss, **metrics}, rate, norm, finite, in_row)
+
+    return step
+
+
+def accumulated(gradient: Callable[..., Any], accum_steps: int) -> Callable[..., Any]:
+    """The same gradient sums and means from `accum_steps` micro-batches, one after another in a scan.
+
+    Micro-batch i takes every accum_steps-th example, so each device keeps the examples it has.
+    """
+    if accum_steps == 1:
+        return gradient
+
+    def scanned(params: Any, inputs: Any, keys: Any) -> Any:
+        def split(x: Array) -> Array:
+            return jnp.swapaxes(x.reshape(-1, accum_steps, *x.shape[1:]), 0, 1)
+
+        micro = jax.tree.map(split, (inputs, keys))
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], micro)),
+        )
+
+        def add(total: Any, slice_: Any) -> tuple[Any, None]:
+            (sums, (loss, metrics)), (more, (more_loss, more_metrics)) = total, gradient(params, *slice_)
+            merged = (loss.merge(more_loss), merge_all(metrics, more_metrics))
+            return (jax.tree.map(jnp.add, sums, more), merged), None
+
+        return jax.lax.scan(add, zeros, micro)[0]
+
+    return scanned

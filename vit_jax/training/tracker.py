@@ -1,0 +1,113 @@
+"""What a run says: metrics.jsonl, TensorBoard events and a live line. One process writes, the others are silent."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_jax.ops.means import Mean
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl. A line cut off by a crash is left out."""
+    path = Path(workdir) / METRICS
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+class Tracker:
+    """Writes one run's numbers. Resuming at `step` forgets what an interrupted run wrote after it."""
+
+    def __init__(self, workdir: str | Path, *, step: int, total_steps: int, writes: bool = True):
+        self.workdir, self.total, self.writes = Path(workdir), total_steps, writes
+        self._live = writes and sys.stdout.isatty()
+        self._events: Any = None
+        if not writes:
+            return
+        kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+        temporary = self.workdir / (METRICS + ".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(self.workdir / METRICS)
+        self._file = (self.workdir / METRICS).open("a")
+        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
+        from tensorboardX import SummaryWriter
+
+        self._events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics, `kind` being "train", "eval" or "run"."""
+        if not self.writes:
+            return
+        row = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def line(self, step: int, values: Mapping[str, float], eta: float) -> None:
+        """The progress line: redrawn on a terminal, printed elsewhere."""
+        if not self.writes:
+            return
+        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        text = f"step {step}/{self.total}  {shown}  left {_clock(eta)}"
+        print(f"\r\x1b[2K{text}" if self._live else text, end="" if self._live else "\n", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self.writes:
+            print(("\r\x1b[2K" if self._live else "") + text, flush=True)
+
+    def close(self) -> None:
+        if self.writes:
+            self._file.close()
+            self._events.close()
+            if self._live:
+                print(flush=True)
+
+
+class Window:
+    """The steps since the last log line: their reports (still on the device) and where the time went."""
+
+    def __init__(self) -> None:
+        self.reports: list[Any] = []
+        self.waited = 0.0
+        self.began = time.perf_counter()
+
+    def values(self, batch: int, reports: list[Any]) -> dict[str, float]:
+        """Means over the window's finite steps, throughput and the share of time spent waiting for data."""
+        seconds = time.perf_counter() - self.began
+        finite = [report for report in reports if report.finite]
+        values = {}
+        for name in reports[0].means:
+            means = [report.means[name] for report in finite]
+            total = Mean(sum(float(mean.total) for mean in means), sum(float(mean.count) for mean in means))
+            values[name] = float(total.total / total.count) if total.count else float("nan")
+        values["lr"] = float(reports[-1].learning_rate)
+        values["grad_norm"] = float(reports[-1].grad_norm)
+        values["img/s"] = len(reports) * batch / seconds
+        values["data_wait"] = self.waited / seconds
+        return values
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
