@@ -98,13 +98,13 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None) -> Result
     )
     batches = train_batches(
         source, preprocess, batch=config["batch"], seed=config["seed"], start=step, process=process,
-        processes=processes, num_workers=config["num_workers"], num_threads=config["num_threads"] or _cores(),
+        processes=processes, num_workers=config["num_workers"], num_threads=config["num_threads"],
         prefetch=config["prefetch"], max_unreadable=config["max_unreadable"],
     )  # fmt: skip
 
     def tests() -> Iterator[Batch]:
         return eval_batches(source=test, preprocess=preprocess, batch=config["batch_eval"], process=process,
-                            processes=processes, num_threads=config["num_threads"] or _cores())  # fmt: skip
+                            processes=processes, num_threads=config["num_threads"])  # fmt: skip
 
     def judge(step: int) -> dict[str, float] | None:
         params = state.params if state.ema is None else state.ema
@@ -302,7 +302,3 @@ def _guard(
             f"Expected a finite loss, {int(reports[-1].skipped_in_row)} steps in a row up to {step} had none: lower "
             f"base_lr or set grad_norm_clip; the batch is in {kept}, the last checkpoint is untouched."
         )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

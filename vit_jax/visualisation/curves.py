@@ -20,8 +20,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
         for name in sorted({name for row in lines for name in row} - set(LEFT_OUT)):
             points = [(row["step"], row[name]) for row in lines if name in row]
             axis = losses if name in ("loss", "baseline") else others
-            dashed = {"linestyle": "--"} if name == "baseline" else {}
-            axis.plot(*zip(*points, strict=True), style, markersize=3, label=f"{kind} {name}", **dashed)
+            shape = style.replace("-", "--") if name == "baseline" else style
+            axis.plot(*zip(*points, strict=True), shape, markersize=3, label=f"{kind} {name}")
     rate.plot([row["step"] for row in train], [row["lr"] for row in train], label="learning rate")
     for axis, title in ((losses, "loss"), (others, "metrics"), (rate, "learning rate")):
         axis.set_title(title)

@@ -1,0 +1,35 @@
+"""Fine-tune Google's ImageNet-21k ViT on a data set, as the ViT paper did (Dosovitskiy et al. 2021, B.1.1).
+
+    python -m vit_jax.main --workdir=runs/b16-cifar10 --config=configs/vit.py:b16,cifar10 \
+        --config.init_from=WORKDIR_OF_A_PRETRAINED_MODEL
+
+Source: google-research/vision_transformer, vit_jax/configs/vit.py and common.py. SGD with bfloat16 momentum, global
+norm 1, cosine to 0 after 500 steps; 384 pixels. Expected there with the published weights: CIFAR-10 98.76-99.02 for
+B/16 (README of that repository). Not measured here: the weights are not part of this project.
+"""
+
+from __future__ import annotations
+
+from configs import common, models
+
+# data set: (training split, test split, steps, base_lr), from vit_jax/configs/common.py with_dataset
+DATASETS = {
+    "cifar10": ("train[:98%]", "test", 10_000, 0.01),
+    "cifar100": ("train[:98%]", "test", 10_000, 0.01),
+    "imagenet2012": ("train[:99%]", "validation", 20_000, 0.03),
+}
+
+
+def get_config(model_and_dataset: str = "b16,cifar10"):
+    """`MODEL,DATASET`, e.g. b16,cifar10."""
+    model, _, dataset = model_and_dataset.partition(",")
+    if dataset not in DATASETS:
+        raise ValueError(f"Expected vit.py:MODEL,{{{','.join(DATASETS)}}}, got {model_and_dataset!r}.")
+    config = common.get_config()
+    config.model = models.from_short_name(model)
+    config.dataset = dataset
+    config.pp.train, config.pp.test, config.total_steps, config.base_lr = DATASETS[dataset]
+    config.pp.crop = 384
+    config.batch, config.batch_eval, config.accum_steps = 512, 512, 8
+    config.warmup_steps = 500
+    return config

@@ -1,0 +1,159 @@
+"""`vit-jax bench --config=FILE:ARG`: one training step and the input pipeline of any config, timed on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import configuration, sharding
+from vit_jax.contracts import Batch, Config, UserError
+from vit_jax.data.loader import train_batches, useful_threads
+from vit_jax.data.sources import open_source
+from vit_jax.data.transforms import Preprocess
+from vit_jax.models.registry import count_params, pair
+from vit_jax.training.flops import count_flops
+from vit_jax.training.objectives import make_objective
+from vit_jax.training.schedules import make_schedule
+from vit_jax.training.step import make_program
+
+# Dense bfloat16 FLOP/s of one device from the makers' data sheets; other devices are measured.
+PEAK = {
+    "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
+}  # fmt: skip
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="vit-jax bench", description=__doc__)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="e.g. --set batch=16 unroll=12")
+    parser.add_argument("--num-classes", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--data", action="store_true", help="time the input pipeline instead, on config.dataset")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    config = configuration.load(args.config)
+    override(config, args.set)
+    found = bench_data(config, args.steps) if args.data else bench_step(config, args.num_classes, args.steps)
+    if args.json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(f"{name:28s} {value}" for name, value in found.items()))
+    return 0
+
+
+def override(config: Any, assignments: list[str]) -> None:
+    """Set FIELD=VALUE pairs, values read as Python literals where they are such."""
+    import ast
+
+    for assignment in assignments:
+        field, equals, text = assignment.partition("=")
+        try:
+            value: Any = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        try:
+            config.update_from_flattened_dict({field: value})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"Expected --set FIELD=VALUE of a known field, got {assignment!r}: {error}") from error
+        if not equals:
+            raise UserError(f"Expected --set FIELD=VALUE, got {assignment!r}.")
+
+
+def bench_step(config: Config, num_classes: int, steps: int) -> dict[str, Any]:
+    """Milliseconds, pictures a second, compile seconds, memory and FLOPs of the training step, on made-up pictures."""
+    mesh = sharding.make_mesh(dict(config["mesh"]))
+    objective = make_objective(config, num_classes)
+    program = make_program(config, objective, make_schedule(config, 1000, 10), num_classes, mesh)
+    rng = np.random.default_rng(0)
+    shape = (config["batch"], *pair(config["pp"]["crop"]), config["pp"]["channels"])
+    host = Batch(
+        rng.integers(0, 256, shape, dtype=np.uint8),
+        rng.integers(0, num_classes, shape[0], dtype=np.int32),
+        np.ones(shape[0], np.float32),
+    )
+    batch, state = sharding.put(host, mesh), program.init()
+    began = time.perf_counter()
+    compiled = program.step.lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - began
+    flops = count_flops(program.step, program.abstract, batch)
+    times = []
+    for _ in range(steps + 2):
+        began = time.perf_counter()
+        state, report = compiled(state, batch)
+        jax.block_until_ready((state, report))
+        times.append(time.perf_counter() - began)
+    seconds = statistics.median(times[2:])
+    peak, origin = device_peak(config["compute_dtype"])
+    memory = compiled.memory_analysis()
+    devices = mesh.devices.size
+    return {
+        "parameters": count_params(state.params),
+        "batch": config["batch"],
+        "milliseconds a step": round(1000 * seconds, 2),
+        "images a second": round(config["batch"] / seconds, 2),
+        "compile seconds": round(compile_seconds, 2),
+        "peak memory GiB a device": round(_peak_memory(memory, mesh) / 2**30, 3),
+        "GFLOP a step": round(flops / 1e9, 2),
+        "TFLOP/s a device": round(flops / seconds / devices / 1e12, 3),
+        "share of device peak": round(flops / seconds / devices / peak, 3),
+        "device peak": f"{peak / 1e12:.3g} TFLOP/s, {origin}",
+    }
+
+
+def _peak_memory(analysis: Any, mesh: Any) -> int:
+    stats = mesh.devices.reshape(-1)[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    return analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+
+
+def device_peak(dtype: str) -> tuple[float, str]:
+    """FLOP/s of one device: its data sheet's for bfloat16 accelerators, else of a matrix product timed now."""
+    kind = jax.devices()[0].device_kind
+    for name in sorted(PEAK, key=len, reverse=True):
+        if kind.startswith(name) and dtype == "bfloat16":
+            return PEAK[name], f"data sheet of {name}"
+    return matrix_product_rate(dtype), f"a 4096 x 4096 {dtype} matrix product measured here"
+
+
+def matrix_product_rate(dtype: str, size: int = 4096, repeats: int = 5) -> float:
+    """FLOP/s of jax's own matrix product, median of `repeats`."""
+    square = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+    multiply = jax.jit(jnp.matmul)
+    multiply(square, square).block_until_ready()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        multiply(square, square).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(times)
+
+
+def bench_data(config: Config, steps: int) -> dict[str, Any]:
+    """Pictures a second of the input pipeline alone."""
+    source = open_source(
+        config["dataset"], config["pp"]["train"], tfds_data_dir=config["tfds_data_dir"], seed=config["seed"]
+    )
+    batches = train_batches(
+        source, Preprocess.from_config(config["pp"]), batch=config["batch"], seed=config["seed"],
+        num_workers=config["num_workers"], num_threads=config["num_threads"], prefetch=config["prefetch"],
+    )  # fmt: skip
+    next(batches)
+    began = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    seconds = time.perf_counter() - began
+    return {
+        "data set": f"{source.name}, {len(source)} pictures",
+        "batch": config["batch"],
+        "workers, threads": f"{config['num_workers']}, {config['num_threads'] or useful_threads(source)}",
+        "images a second": round(steps * config["batch"] / seconds, 1),
+    }

@@ -1,0 +1,55 @@
+"""`vit-jax SUBCOMMAND ...`: finds the subcommand's file, prints a user's mistakes as one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from vit_jax.contracts import UserError
+
+# name: (module with `run(argv) -> exit status`, one line of help)
+COMMANDS = {
+    "train": ("vit_jax.commands.train", "train: --workdir=DIR --config=FILE:ARG [--config.field=value ...]"),
+    "eval": ("vit_jax.commands.eval", "evaluate a workdir's last checkpoint"),
+    "predict": ("vit_jax.commands.predict", "name the classes of pictures"),
+    "reconstruct": ("vit_jax.commands.reconstruct", "hide patches of pictures and draw what a MAE makes of them"),
+    "embed": ("vit_jax.commands.embed", "write pooled features of pictures to .npz or .parquet"),
+    "inspect": ("vit_jax.commands.inspect", "step, configuration, parameters and their sha256"),
+    "doctor": ("vit_jax.commands.doctor", "versions, backend, devices, memory"),
+    "prepare": ("vit_jax.commands.prepare", "a folder of pictures -> a TFDS ArrayRecord data set"),
+    "bench": ("vit_jax.commands.bench", "time a config's training step and its input pipeline"),
+    "demo": ("vit_jax.commands.demo", "learn from unlabelled digits, then from few labels; a few minutes"),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:12s} {line}" for name, (_, line) in COMMANDS.items()]
+    return "usage: vit-jax SUBCOMMAND ...\n\n" + "\n".join(lines) + "\n\nvit-jax SUBCOMMAND --help tells more."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from vit_jax import __version__
+
+        print(__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"error: Expected a subcommand of {', '.join(COMMANDS)}, got {argv[0]!r}.", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(COMMANDS[argv[0]][0]).run(argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; a training run continues from its last checkpoint with the same command", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""`vit-jax eval WORKDIR`: exact metrics of the last checkpoint, on any data set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import jax
+from flax import nnx
+
+from vit_jax import sharding
+from vit_jax.api import load
+from vit_jax.contracts import UserError
+from vit_jax.data.loader import eval_batches
+from vit_jax.data.sources import open_source
+from vit_jax.data.transforms import Preprocess
+from vit_jax.evaluation.evaluators import evaluate, make_eval_step
+from vit_jax.training.objectives import make_objective
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="vit-jax eval", description=__doc__)
+    parser.add_argument("workdir")
+    parser.add_argument("--dataset", help="another data set than the run's: a folder or a TFDS name")
+    parser.add_argument("--split", help="default: the run's pp.test")
+    parser.add_argument("--batch", type=int, help="default: the run's batch_eval")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    args = parser.parse_args(argv)
+
+    trained = load(args.workdir)
+    config = trained.config
+    source = open_source(
+        args.dataset or config["dataset"],
+        args.split or config["pp"]["test"],
+        tfds_data_dir=config["tfds_data_dir"],
+        seed=config["seed"],
+    )
+    if trained.class_names and source.class_names != trained.class_names:
+        raise UserError(
+            f"Expected the classes of the run ({len(trained.class_names)}: {', '.join(trained.class_names[:5])} ...), "
+            f"got those of {source.name}: give --dataset with the same classes."
+        )
+    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    graph, params = nnx.split(trained.model)
+    objective = make_objective(config, len(trained.class_names or ()))
+    step = make_eval_step(objective, graph, None, mesh)
+    batch = args.batch or config["batch_eval"]
+    metrics = evaluate(step, params, eval_batches(source, Preprocess.from_config(config["pp"]), batch=batch), mesh)
+    assert metrics is not None
+    if args.json:
+        print(json.dumps({"step": trained.step, **metrics}))
+    else:
+        print(f"step {trained.step} on {source.name}: " + "  ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
+    return 0

@@ -1,0 +1,64 @@
+"""`vit-jax inspect WORKDIR`: step, configuration, parameters, and a sha256 over them."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from vit_jax.configuration import default_fields, flatten, plain
+from vit_jax.contracts import UserError
+from vit_jax.training.checkpoints import Checkpoints
+
+
+def digest(params: Mapping[str, np.ndarray]) -> str:
+    """sha256 over names, shapes and bytes, in the order of the names: equal only for bit-equal parameters."""
+    sha = hashlib.sha256()
+    for name in sorted(params):
+        value = np.ascontiguousarray(params[name])
+        sha.update(f"{name} {value.shape} {value.dtype}".encode())
+        sha.update(value.tobytes())
+    return sha.hexdigest()
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="vit-jax inspect", description=__doc__)
+    parser.add_argument("workdir")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--parameters", action="store_true", help="list every parameter with its shape")
+    args = parser.parse_args(argv)
+
+    checkpoints = Checkpoints(args.workdir, read_only=True)
+    step = checkpoints.latest()
+    if step is None:
+        raise UserError(f"Expected a checkpoint in {args.workdir}, found none: train first.")
+    config, metadata = checkpoints.read(step)
+    params = checkpoints.params(step, averaged=False)
+    found = {
+        "step": step,
+        "next_batch": checkpoints.next_batch(step),
+        "objective": config["objective"],
+        "dataset": metadata["dataset"],
+        "classes": metadata["num_classes"],
+        "parameters": sum(value.size for value in params.values()),
+        "sha256": digest(params),
+        "config": config,
+    }
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    defaults = dict(flatten(plain(default_fields())))
+    changed = {field: value for field, value in flatten(config) if defaults.get(field) != value}
+    for name, value in found.items():
+        if name != "config":
+            print(f"{name:12s} {value}")
+    print("config, where it differs from configs/common.py:")
+    for field, value in changed.items():
+        print(f"  {field} = {value}")
+    if args.parameters:
+        for name in sorted(params):
+            print(f"  {name:60s} {params[name].shape}")
+    return 0

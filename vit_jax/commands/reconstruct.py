@@ -1,0 +1,41 @@
+"""`vit-jax reconstruct WORKDIR PICTURE... --out x.png`: original, masked, prediction, visible pixels pasted back."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from vit_jax.api import load
+from vit_jax.commands.figures import save
+from vit_jax.contracts import UserError
+from vit_jax.evaluation.reconstructions import reconstruct
+from vit_jax.models.mae import MAE
+from vit_jax.visualisation import reconstructions
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="vit-jax reconstruct", description=__doc__)
+    parser.add_argument("workdir")
+    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("--out", default="reconstructions.png")
+    parser.add_argument("--num-visible", type=int, help="patches left visible (default: as trained)")
+    parser.add_argument("--mask", choices=("random", "block", "grid"), help="default: as trained")
+    parser.add_argument("--seed", type=int, default=0, help="of the masks")
+    args = parser.parse_args(argv)
+
+    trained = load(args.workdir)
+    if not isinstance(trained.model, MAE):
+        raise UserError(f"Expected a masked autoencoder, {args.workdir} holds a classifier: use `vit-jax predict`.")
+    changes = {name: value for name in ("num_visible", "mask") if (value := getattr(args, name)) is not None}
+    try:
+        trained.model.cfg = dataclasses.replace(trained.model.cfg, **changes)
+    except ValueError as error:
+        raise UserError(str(error).replace("mae.num_visible", "--num-visible")) from error
+    pp = trained.config["pp"]
+    found = reconstruct(trained.model, trained.preprocess(args.pictures), pp["mean"], pp["std"], seed=args.seed)
+    save(reconstructions.draw(found[:4], true_statistics=found.true_statistics, max_rows=32), Path(args.out))
+    kind = "per-patch normalised pixels" if found.true_statistics else "pixels"
+    note = " (drawn with each true patch's mean and deviation)" if found.true_statistics else ""
+    print(f"{args.out}: {len(args.pictures)} pictures, step {trained.step}; the model predicts {kind}{note}")
+    return 0

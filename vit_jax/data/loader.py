@@ -1,0 +1,184 @@
+"""Batches in an order that is a pure function of (seed, epoch), by Grain.
+
+Batch number g holds the stream's positions [g * batch, (g + 1) * batch). A position decides the record (Grain's index
+shuffle, anew every epoch) and the random numbers of its transforms, so workers, threads and processes never change a
+batch, and a run resumes at any batch at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+from absl import flags
+
+from vit_jax.contracts import Batch, Record, UserError
+from vit_jax.data.decoding import UnreadablePicture
+from vit_jax.data.sources import Source
+from vit_jax.data.transforms import Preprocess
+
+log = logging.getLogger("vit_jax")
+ENDLESS = 2**40  # positions of a stream: more than any run draws
+
+
+class Unreadable:
+    """Counts distinct unreadable pictures, and stops the run past a share. Counted per worker process."""
+
+    def __init__(self, size: int, limit: float):
+        self.size, self.limit = size, limit
+        self.names: dict[str, None] = {}
+        self.lock = threading.Lock()
+
+    def __getstate__(self) -> dict:
+        return {"size": self.size, "limit": self.limit, "names": self.names}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, lock=threading.Lock())
+
+    def add(self, error: UnreadablePicture) -> None:
+        with self.lock:
+            if error.name in self.names:
+                return
+            self.names[error.name] = None
+            count = len(self.names)
+        log.warning("unreadable picture %d: %s", count, error)
+        if count > self.limit * self.size:
+            raise UserError(
+                f"Expected at most {self.limit:.1%} unreadable pictures of {self.size}, found {count}: "
+                f"{', '.join(list(self.names)[:5])}; repair or remove them, or raise max_unreadable."
+            )
+
+
+class TrainRows:
+    """Makes the rows of one global batch that belong to this process."""
+
+    def __init__(
+        self, source: Source, preprocess: Preprocess, seed: int, batch: int, rows: range, unreadable: Unreadable
+    ):
+        self.source, self.preprocess, self.seed, self.batch = source, preprocess, seed, batch
+        self.rows, self.unreadable = rows, unreadable
+        self.order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+
+    def __call__(self, number: int) -> Batch:
+        first = number * self.batch
+        images = np.empty((len(self.rows), *self.preprocess.crop, self.preprocess.channels), np.uint8)
+        labels = np.empty(len(self.rows), np.int32)
+        for place, row in enumerate(self.rows):
+            images[place], labels[place] = self._example(first + row)
+        return Batch(images, labels, np.ones(len(labels), np.float32))
+
+    def _example(self, position: int) -> tuple[np.ndarray, int]:
+        index = self.order[position]
+        for offset in range(len(self.source)):
+            record = self.source[(index + offset) % len(self.source)]
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+            try:
+                return self.preprocess.train(record, rng), record.label
+            except UnreadablePicture as error:  # the next record takes its place
+                self.unreadable.add(error)
+        raise UserError("Expected a readable picture, found none: check config.dataset.")
+
+
+class EvalRows:
+    """Makes one batch of consecutive records; rows past the end, or unreadable, have weight 0."""
+
+    def __init__(self, source: Source, preprocess: Preprocess, batch: int, rows: range, unreadable: Unreadable):
+        self.source, self.preprocess, self.batch = source, preprocess, batch
+        self.rows, self.unreadable = rows, unreadable
+
+    def __call__(self, number: int) -> Batch:
+        size = len(self.rows)
+        images = np.zeros((size, *self.preprocess.crop, self.preprocess.channels), np.uint8)
+        labels, weight = np.zeros(size, np.int32), np.zeros(size, np.float32)
+        for place, row in enumerate(self.rows):
+            index = number * self.batch + row
+            if index >= len(self.source):
+                break
+            record: Record = self.source[index]
+            try:
+                images[place] = self.preprocess.evaluate(record)
+            except UnreadablePicture as error:
+                self.unreadable.add(error)
+                continue
+            labels[place], weight[place] = record.label, 1.0
+        return Batch(images, labels, weight)
+
+
+def _rows_of(batch: int, process: int, processes: int) -> range:
+    if batch % processes:
+        raise UserError(f"Expected a batch divisible by {processes} processes, got {batch}: change config.batch.")
+    share = batch // processes
+    return range(process * share, (process + 1) * share)
+
+
+def useful_threads(source: Source) -> int:
+    """A thread a core to decode files; one for pictures in memory, whose Python work holds the interpreter lock."""
+    if isinstance(source[0].image, np.ndarray):
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _stream(
+    make: Callable[[int], Batch], numbers: range, num_threads: int, prefetch: int, num_workers: int
+) -> Iterator[Batch]:
+    """Batches made ahead by threads, or by worker processes of Grain."""
+    batches = grain.MapDataset.range(numbers.start, numbers.stop).map(make)
+    if num_workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads absl flags when it starts workers
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
+        read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        return iter(batches.to_iter_dataset(read).mp_prefetch(options))
+    read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
+    return iter(batches.to_iter_dataset(read))
+
+
+def train_batches(
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    batch: int,
+    seed: int,
+    start: int = 0,
+    num_workers: int = 0,
+    num_threads: int = 0,
+    prefetch: int = 2,
+    process: int = 0,
+    processes: int = 1,
+    max_unreadable: float = 0.01,
+) -> Iterator[Batch]:
+    """Endless batches from batch number `start` on; this process's rows of each.
+
+    Args:
+      batch: of all processes together.
+      num_workers: decoding processes; 0 decodes in `num_threads` threads of this one (0: as many as help).
+      prefetch: batches ahead, per worker or in all.
+      max_unreadable: share of unreadable pictures at which a `UserError` names them.
+    """
+    rows = _rows_of(batch, process, processes)
+    make = TrainRows(source, preprocess, seed, batch, rows, Unreadable(len(source), max_unreadable))
+    threads = num_threads or useful_threads(source)
+    return _stream(make, range(start, ENDLESS // batch), threads, prefetch, num_workers)
+
+
+def eval_batches(
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    batch: int,
+    process: int = 0,
+    processes: int = 1,
+    num_threads: int = 0,
+    prefetch: int = 2,
+    max_unreadable: float = 0.01,
+) -> Iterator[Batch]:
+    """Every record once, in order. The last batch is filled up with rows of weight 0, on every process alike."""
+    rows = _rows_of(batch, process, processes)
+    make = EvalRows(source, preprocess, batch, rows, Unreadable(len(source), max_unreadable))
+    return _stream(make, range(-(-len(source) // batch)), num_threads or useful_threads(source), prefetch, 0)
+
+

@@ -1,0 +1,202 @@
+"""Where pictures come from: random access to records, with class names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from vit_jax.contracts import Record, UserError
+from vit_jax.data.folders import PICTURE_SUFFIXES, folder_records
+
+__all__ = ["PICTURE_SUFFIXES", "Source", "open_source"]
+
+
+class Source(Protocol):
+    """Random access to records. `class_names` is None without labels."""
+
+    name: str
+    class_names: tuple[str, ...] | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+def open_source(dataset: str, split: str, *, tfds_data_dir: str | None = None, seed: int = 0) -> Source:
+    """The records of one split.
+
+    Args:
+      dataset: "digits", "fake", the path of a folder (pictures, or a prepared TFDS data set), or a TFDS name.
+      split: "train", "test", or a part: "train[:98%]", "train[100:200]".
+      tfds_data_dir: where TFDS data sets lie; None for TFDS's own default.
+      seed: of the split of a folder that has none.
+
+    Raises:
+      UserError: nothing there, an empty class, or a split that does not exist.
+    """
+    path = Path(dataset).expanduser()
+    if dataset in ("digits", "fake"):
+        base, part = parse_split(split)
+        whole = digits(base) if dataset == "digits" else Fake(base)
+        return Part(whole, part)
+    if prepared := _prepared_folder(path):
+        return tfds_source(prepared, split, None)
+    if path.is_dir():
+        base, part = parse_split(split)
+        return Part(folder_records(path, base, seed), part)
+    if path.exists() or "/" in dataset.split(":")[0] and not re.fullmatch(r"[a-z0-9_]+/[\w.-]+(:[\w.]+)?", dataset):
+        raise UserError(f"Expected a folder of pictures or a TFDS name, {dataset} is neither: fix config.dataset.")
+    return tfds_source(dataset, split, tfds_data_dir)
+
+
+def parse_split(split: str) -> tuple[str, tuple[str, str] | None]:
+    """ "train[:98%]" -> ("train", ("", "98%"))."""
+    match = re.fullmatch(r"(\w+)(?:\[(\d*%?):(\d*%?)\])?", split)
+    if not match:
+        raise UserError(f'Expected a split such as "train" or "train[:98%]", got {split!r}: change pp.train or pp.test.')
+    name, low, high = match.groups()
+    return name, None if low is None else (low, high)
+
+
+def check_split(name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise UserError(f"Expected a split of {', '.join(known)}, got {name!r}: change pp.train or pp.test.")
+
+
+class Part:
+    """Some of a source's records, in order; percentages are rounded to the nearest record, as in TFDS."""
+
+    def __init__(self, whole: Source, part: tuple[str, str] | None):
+        self.whole, self.name, self.class_names = whole, whole.name, whole.class_names
+        low, high = (0, len(whole)) if part is None else tuple(
+            _boundary(text, len(whole), default) for text, default in zip(part, (0, len(whole)), strict=True)
+        )  # fmt: skip
+        self.indices = range(low, max(low, high))
+        if not self.indices:
+            raise UserError(f"Expected pictures in {whole.name}[{low}:{high}], the part is empty: change pp.train.")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.whole[self.indices[index]]
+
+
+def _boundary(text: str, size: int, default: int) -> int:
+    if not text:
+        return default
+    value = round(size * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+    return min(value, size)
+
+
+class Arrays:
+    """Pictures in memory."""
+
+    def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]):
+        self.name, self.images, self.labels, self.class_names = name, images, labels, class_names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(self.images[index], int(self.labels[index]), f"{self.name}[{index}]")
+
+
+def digits(split: str) -> Arrays:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 greys: 1,437 to train, 360 to test, always the same ones."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    check_split(split, ("train", "test"))
+    data = load_digits()
+    images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    parts = train_test_split(np.arange(len(images)), test_size=360, random_state=0, stratify=data.target)
+    chosen = parts[0] if split == "train" else parts[1]
+    return Arrays(f"digits {split}", images[chosen], data.target[chosen], tuple("0123456789"))
+
+
+class Fake:
+    """Made-up 32 x 32 colour pictures whose colour and stripes tell the class: nothing to download."""
+
+    def __init__(self, split: str, num_classes: int = 10):
+        check_split(split, ("train", "test"))
+        self.name, self.size, self.offset = f"fake {split}", *((256, 0) if split == "train" else (64, 10_000))
+        self.class_names = tuple(f"class {place}" for place in range(num_classes))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Record:
+        label = index % len(self.class_names)
+        rng = np.random.default_rng(self.offset + index)
+        color = np.random.default_rng(label).integers(40, 216, 3)
+        stripes = 40 * np.sin(np.arange(32) * (label + 1) / 4)[:, None, None]
+        picture = color + stripes + rng.normal(0, 20, (32, 32, 3))
+        return Record(picture.clip(0, 255).astype(np.uint8), label, f"{self.name}[{index}]")
+
+
+def _prepared_folder(path: Path) -> Path | None:
+    """The folder with `dataset_info.json` at `path` or one or two levels below it (config, version)."""
+    if not path.is_dir():
+        return None
+    for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json"):
+        if found := sorted(path.glob(pattern)):
+            return found[-1].parent
+    return None
+
+
+class Tfds:
+    """A prepared TFDS data set, pictures still encoded."""
+
+    def __init__(self, name: str, records: Any, class_names: tuple[str, ...] | None):
+        self.name, self.records, self.class_names = name, records, class_names
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.records[index]
+        return Record(record["image"], int(record.get("label", -1)), f"{self.name}[{index}]")
+
+
+def tfds_source(where: str | Path, split: str, data_dir: str | None) -> Tfds:
+    """A TFDS data set in ArrayRecord files, read without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    try:
+        if isinstance(where, Path):
+            builder = tfds.builder_from_directory(where)
+        else:
+            builder = tfds.builder(where, data_dir=data_dir)
+        known = list(builder.info.splits)
+    except Exception as error:
+        raise UserError(
+            f"Expected the prepared TFDS data set {where}, it could not be opened ({_first(error)}): set "
+            "config.tfds_data_dir, give a folder of pictures, or make one with `vit-jax prepare FOLDER OUT`."
+        ) from error
+    if not known:
+        raise UserError(
+            f"Expected {where} to be prepared in {data_dir or 'the default folder of TFDS'}, it is not: run "
+            f'`tfds build {where} --file_format=array_record`, or set config.tfds_data_dir.'
+        )
+    check_split(parse_split(split)[0], known)
+    features = builder.info.features
+    if features is None or "image" not in features:
+        raise UserError(f"Expected a TFDS data set with a feature 'image', {where} has none: use another data set.")
+    try:
+        records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:
+        raise UserError(
+            f"Expected {where} in ArrayRecord files, it is in {builder.info.file_format.value}: prepare it again with "
+            "`tfds build --file_format=array_record`."
+        ) from error
+    names = tuple(features["label"].names) if "label" in features else None
+    return Tfds(f"{builder.info.name} {split}", records, names)
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,0 +1,179 @@
+"""From a record to the uint8 picture that the model sees: crops, flips, resizing, RandAugment, erasing.
+
+Pillow's resizing is antialiased for every filter, so torchvision's `antialias` has no setting here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vit_jax.contracts import Config, Record, UserError
+from vit_jax.data.augment import RandAugment, erase
+from vit_jax.data.decoding import decode, open_picture
+
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+TRAIN_CROPS = ("random_resized", "simple", "resize")
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """The host's half of preprocessing, from `config.pp`."""
+
+    crop: tuple[int, int]  # (height, width)
+    resize: int | None = None
+    train_crop: str = "random_resized"
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    randaugment: RandAugment | None = None
+    erasing: float = 0.0
+    interpolation: str = "bilinear"
+    channels: int = 3
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+
+    @classmethod
+    def from_config(cls, pp: Config) -> Preprocess:
+        """Read the section `pp`; raises `UserError` for values it cannot use."""
+        crop = (pp["crop"], pp["crop"]) if isinstance(pp["crop"], int) else tuple(pp["crop"])
+        if pp["interpolation"] not in FILTERS:
+            raise UserError(f"Expected pp.interpolation of {sorted(FILTERS)}, got {pp['interpolation']!r}.")
+        if pp["train_crop"] not in TRAIN_CROPS:
+            raise UserError(f"Expected pp.train_crop of {TRAIN_CROPS}, got {pp['train_crop']!r}.")
+        if min(crop) < 1 or (pp["resize"] is not None and pp["resize"] < 1):
+            raise UserError(f"Expected positive sizes, got pp.crop {crop} and pp.resize {pp['resize']}.")
+        fill = tuple(round(255 * value) for value in np.broadcast_to(pp["mean"], (pp["channels"],)))
+        return cls(
+            crop=crop,
+            resize=pp["resize"],
+            train_crop=pp["train_crop"],
+            crop_area=tuple(pp["crop_area"]),
+            crop_aspect=tuple(pp["crop_aspect"]),
+            flip=pp["flip"],
+            randaugment=RandAugment.parse(pp["randaugment"], fill) if pp["randaugment"] else None,
+            erasing=pp["erasing"],
+            interpolation=pp["interpolation"],
+            channels=pp["channels"],
+            mean=tuple(pp["mean"]),
+            std=tuple(pp["std"]),
+        )
+
+    def train(self, record: Record, rng: np.random.Generator) -> UInt8[np.ndarray, "H W c"]:
+        """A randomly cropped, flipped and distorted view."""
+        array = self._train_view(record, rng)
+        if self.flip and rng.random() < 0.5:
+            array = array[:, ::-1]
+        if self.randaugment is not None:
+            picture = self.randaugment(_as_picture(array), rng, FILTERS[self.interpolation])
+            array = _as_array(picture)
+        if self.erasing and rng.random() < self.erasing:
+            array = erase(array, rng, self.mean, self.std)
+        return array
+
+    def _train_view(self, record: Record, rng: np.random.Generator) -> UInt8[np.ndarray, "H W c"]:
+        height, width = self.crop
+        if self.train_crop == "random_resized":
+            picture, box = self._random_box(open_picture(record, self.channels), record.name, rng)
+            return _as_array(picture.resize((width, height), FILTERS[self.interpolation], box=box))
+        raw = record.image
+        if isinstance(raw, np.ndarray) and raw.shape == (height, width, self.channels):
+            array = raw  # in memory and of the right size: Pillow has nothing to do
+        else:
+            picture = decode(open_picture(record, self.channels), self.channels, record.name)
+            fitted = self._covering(picture, max(self.crop)) if self.train_crop == "simple" else self._resized(picture)
+            array = _as_array(fitted)
+        return shifted(array, self.crop, rng) if self.train_crop == "simple" else array
+
+    def evaluate(self, record: Record) -> UInt8[np.ndarray, "H W c"]:
+        """Short side to `resize` and the centre crop, or resized to the crop."""
+        picture = decode(open_picture(record, self.channels), self.channels, record.name)
+        if self.resize is None:
+            return _as_array(self._resized(picture))
+        picture = self._covering(picture, self.resize)
+        height, width = self.crop
+        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+        return _as_array(picture.crop((left, top, left + width, top + height)))
+
+    def _random_box(self, picture: Image.Image, name: str, rng: np.random.Generator) -> tuple[Image.Image, Box]:
+        height, width = self.crop
+        stored = picture.size
+        box = None
+        if picture.format == "JPEG" and "exif" not in picture.info:
+            box = random_resized_box(stored, self.crop_area, self.crop_aspect, rng)
+            shrink = min((box[2] - box[0]) / width, (box[3] - box[1]) / height)
+            if shrink >= 2:  # decode fewer pixels; the resize still has at least its target's resolution
+                picture.draft(None, (int(stored[0] / shrink) + 1, int(stored[1] / shrink) + 1))
+        picture = decode(picture, self.channels, name)
+        if box is None:
+            box = random_resized_box(picture.size, self.crop_area, self.crop_aspect, rng)
+        elif picture.size != stored:
+            x, y = picture.width / stored[0], picture.height / stored[1]
+            box = (box[0] * x, box[1] * y, min(box[2] * x, picture.width), min(box[3] * y, picture.height))
+        return picture, box
+
+    def _resized(self, picture: Image.Image) -> Image.Image:
+        height, width = self.crop
+        if picture.size == (width, height):
+            return picture
+        return picture.resize((width, height), FILTERS[self.interpolation])
+
+    def _covering(self, picture: Image.Image, short_side: int) -> Image.Image:
+        """Short side to `short_side`, and at least as large as the crop."""
+        scale = max(short_side / min(picture.size), self.crop[1] / picture.width, self.crop[0] / picture.height)
+        size = (max(round(picture.width * scale), self.crop[1]), max(round(picture.height * scale), self.crop[0]))
+        return picture if size == picture.size else picture.resize(size, FILTERS[self.interpolation])
+
+
+def random_resized_box(
+    size: tuple[int, int], area: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Inception's crop as torchvision's RandomResizedCrop draws it: whole pixels, ten tries, then the centre."""
+    width, height = size
+    log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
+    draws = rng.random(40).tolist()
+    for start in range(0, 40, 4):
+        share, shape, across, down = draws[start : start + 4]
+        target = width * height * (area[0] + (area[1] - area[0]) * share)
+        ratio = math.exp(log_low + (log_high - log_low) * shape)
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
+            return left, top, left + w, top + h
+    ratio = width / height
+    w = round(height * aspect[1]) if ratio > aspect[1] else width
+    h = round(width / aspect[0]) if ratio < aspect[0] else height
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def shifted(
+    array: UInt8[np.ndarray, "H W c"], crop: tuple[int, int], rng: np.random.Generator
+) -> UInt8[np.ndarray, "..."]:
+    """A random window of the picture with an eighth of the crop mirrored on to each side (CIFAR's usual 4 of 32)."""
+    margin = max(1, max(crop) // 8)
+    windows = []
+    for size, wanted in zip(array.shape[:2], crop, strict=True):
+        first = int(rng.integers(-margin, size - wanted + margin + 1))
+        places = np.arange(first, first + wanted)
+        places = np.where(places < 0, -1 - places, places)
+        windows.append(np.where(places >= size, 2 * size - 1 - places, places))
+    return array[windows[0][:, None], windows[1][None, :]]
+
+
+def _as_picture(array: UInt8[np.ndarray, "H W c"]) -> Image.Image:
+    return Image.fromarray(array[:, :, 0] if array.shape[-1] == 1 else np.ascontiguousarray(array))
+
+
+def _as_array(picture: Image.Image) -> UInt8[np.ndarray, "H W c"]:
+    array = np.asarray(picture)
+    return array[:, :, None] if array.ndim == 2 else array
