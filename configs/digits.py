@@ -20,7 +20,7 @@ def get_config(stage: str = "scratch"):
         raise ValueError(f"Expected digits.py:{{{','.join(STAGES)}}}, got {stage!r}.")
     config = common.get_config()
     config.dataset = "digits"
-    config.compute_dtype = "float32"
+    config.compute_dtype, config.unroll = "float32", 4
     config.pp.update({"crop": 8, "channels": 1, "flip": False, "train_crop": "simple"})
     config.pp.mean, config.pp.std = (0.306,), (0.377,)  # of the training pictures
     config.model.model_name = "digits"
@@ -29,7 +29,7 @@ def get_config(stage: str = "scratch"):
     config.model.update({"init": "mae", "cls_token": True, "positions": "sincos2d_mae", "classifier": "gap"})
     config.model.transformer.update({"num_layers": 4, "num_heads": 4, "mlp_dim": 256})
     config.model.norm_after_pool = True
-    config.mae.num_visible = 5  # of 16
+    config.mae.num_visible = 6  # of 16
     config.mae.normalised_target = False  # four pixels a patch leave little to normalise by
     config.mae.decoder.update({"hidden_size": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 128})
     config.optim, config.optim_dtype, config.b2 = "adamw", "float32", 0.95
@@ -41,15 +41,15 @@ def get_config(stage: str = "scratch"):
         config.objective = "mae"
         config.model.norm_after_pool = False
         config.model.train_positions = False
-        config.batch, config.base_lr = 256, 2e-3
-        config.total_steps, config.warmup_steps = 1500, 100
-        config.eval_every = config.checkpoint_every = 500
+        config.batch, config.base_lr = 128, 2e-3
+        config.total_steps, config.warmup_steps = 800, 80
+        config.eval_every = config.checkpoint_every = 400
     else:
         config.pp.train = "train[:100]"  # few labels: that is what pre-training is for
         config.batch, config.base_lr = 50, 1e-3
-        config.total_steps, config.warmup_steps = 300, 30
+        config.total_steps, config.warmup_steps = 200, 20
         config.layer_decay = 0.75 if stage == "finetune" else None
         config.model.head_std = 2e-5
         config.label_smoothing = 0.1
-        config.eval_every = config.checkpoint_every = 150
+        config.eval_every = config.checkpoint_every = 100
     return config

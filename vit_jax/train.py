@@ -120,18 +120,18 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None) -> Result
             draw(workdir, config, nnx.merge(program.graph, params), next(iter(tests())))
 
     # Loop
-    compiled, window, ended = None, Window(), step
+    compiled, window, ended, seed = None, Window(), step, np.int32(config["seed"])
     try:
         while step < total_steps and not stop:
             waiting = time.perf_counter()
             batch = next(batches)
             if step == int(state.step) and compiled is None:
                 check_batch(batch, preprocess_size(config), config["pp"]["channels"], num_classes)
-                window, compiled = _compile(program, state, batch, mesh, tracker, step), program.step
+                window, compiled = _compile(program, state, batch, seed, mesh, tracker, step), program.step
                 waiting = time.perf_counter()
             on_device = sharding.put(batch, mesh)
             window.waited += time.perf_counter() - waiting
-            state, report = compiled(state, on_device)
+            state, report = compiled(state, on_device, seed)
             window.reports.append(report)
             step += 1
             checkpoints.check()
@@ -176,7 +176,7 @@ def begin(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[S
         stored, _ = checkpoints.read(own)
         configuration.check_same(config, stored, str(checkpoints.folder.parent))
         return checkpoints.restore(own, program.abstract, program.layout), f"continuing at step {own}"
-    state = program.init()
+    state = program.init(np.int32(config["seed"]))
     if config["init_from"]:
         other = Checkpoints(config["init_from"], read_only=True)
         step = other.latest()
@@ -256,10 +256,10 @@ def _write_once(workdir: Path, config: Config, program: Program) -> None:
         (workdir / "parameters.txt").write_text(print_table(settings_table(program.abstract.params, config)))
 
 
-def _compile(program: Program, state: State, batch: Batch, mesh: Any, tracker: Tracker, step: int) -> Window:
+def _compile(program: Program, state: State, batch: Batch, seed: Any, mesh: Any, tracker: Tracker, step: int) -> Window:
     """Compile the step before the clock starts, and note how long that took."""
     began = time.perf_counter()
-    program.step.lower(state, sharding.put(batch, mesh)).compile()
+    program.step.lower(state, sharding.put(batch, mesh), seed).compile()
     seconds = time.perf_counter() - began
     tracker.record("run", step, {"compile_seconds": round(seconds, 2)})
     return Window()

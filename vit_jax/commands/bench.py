@@ -79,15 +79,16 @@ def bench_step(config: Config, num_classes: int, steps: int) -> dict[str, Any]:
         rng.integers(0, num_classes, shape[0], dtype=np.int32),
         np.ones(shape[0], np.float32),
     )
-    batch, state = sharding.put(host, mesh), program.init()
+    seed = np.int32(config["seed"])
+    batch, state = sharding.put(host, mesh), program.init(seed)
     began = time.perf_counter()
-    compiled = program.step.lower(state, batch).compile()
+    compiled = program.step.lower(state, batch, seed).compile()
     compile_seconds = time.perf_counter() - began
-    flops = count_flops(program.step, program.abstract, batch)
+    flops = count_flops(program.step, program.abstract, batch, seed)
     times = []
     for _ in range(steps + 2):
         began = time.perf_counter()
-        state, report = compiled(state, batch)
+        state, report = compiled(state, batch, seed)
         jax.block_until_ready((state, report))
         times.append(time.perf_counter() - began)
     seconds = statistics.median(times[2:])

@@ -44,6 +44,11 @@ def folder_records(root: Path, split: str, seed: int) -> Folder:
         return _folder(f"{root} {wanted}", train if wanted == "train" else test)
     whole = _classes(given.get("train", root))
     parts = {name: _split(paths, seed, name)[wanted] for name, paths in whole.items()}
+    if all(len(paths) == 1 for paths in whole.values()):  # one a class: hold out classes, or there is no test at all
+        held_out = set(_split([paths[0] for paths in whole.values()], seed, None)["test"])
+        parts = {
+            name: [path for path in paths if (path in held_out) == (wanted == "test")] for name, paths in whole.items()
+        }
     return _folder(f"{root} {wanted} (seeded split)", parts)
 
 

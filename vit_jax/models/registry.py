@@ -85,7 +85,7 @@ def mae_config(config: Config) -> MAEConfig:
     )
 
 
-def build(config: Config, num_classes: int | None, seed: int = 0) -> Model:
+def build(config: Config, num_classes: int | None, seed: Any = 0) -> Model:
     """A freshly initialised model for `config["objective"]`."""
     rngs = nnx.Rngs(params=key_for(seed, "params"))
     if config["objective"] == "mae":

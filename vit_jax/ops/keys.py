@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Int, Key
 
 
-def key_for(seed: int, stream: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
+def key_for(seed: int | Int[Array, ""], stream: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
     """The key of one named stream ("masks", "dropout", ...) at one optimiser step."""
     named = jax.random.fold_in(jax.random.key(seed), zlib.crc32(stream.encode()))
     return jax.random.fold_in(named, step)

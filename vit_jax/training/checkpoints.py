@@ -21,6 +21,7 @@ from vit_jax.models.registry import path_name
 from vit_jax.training.step import State
 
 FOLDER = "checkpoints"
+ARRAYS, NOTES = ("params", "ema", "train"), ("data", "config", "metadata")
 logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file at INFO
 
 
@@ -44,7 +45,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, read_only=read_only, create=not read_only, cleanup_tmp_directories=not read_only
         )
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        arrays: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler() for name in ARRAYS}
+        notes = {name: ocp.JsonCheckpointHandler() for name in NOTES}
+        self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=arrays | notes)
 
     def latest(self) -> int | None:
         """The newest complete step."""
@@ -56,7 +59,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self.manager.all_steps():
             return
-        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
+        items = {name: ocp.args.PyTreeSave(item) for name, item in _items(state).items()}
         self._run(
             lambda: self.manager.save(
                 step,
@@ -107,10 +110,12 @@ class Checkpoints:
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, layout
         )
         wanted = _items(targets)
-        stored = self.manager.item_metadata(step)
         for name, item in wanted.items():
-            _check_shapes(item, dict(stored[name]), f"{self.folder}/{step}/{name}")
-        args = {name: ocp.args.StandardRestore(item) for name, item in wanted.items()}
+            _check_shapes(item, self._stored(step, name), f"{self.folder}/{step}/{name}")
+        args = {
+            name: ocp.args.PyTreeRestore(item, restore_args=ocp.checkpoint_utils.construct_restore_args(item))
+            for name, item in wanted.items()
+        }
         restored = self.manager.restore(step, args=ocp.args.Composite(**args))
         flat = {**restored["train"], **{f"params.{key}": leaf for key, leaf in restored["params"].items()}}
         flat |= {f"ema.{key}": leaf for key, leaf in dict(restored.get("ema") or {}).items()}
@@ -118,14 +123,19 @@ class Checkpoints:
 
     def params(self, step: int, *, averaged: bool = True) -> dict[str, np.ndarray]:
         """Parameters as NumPy by path; the moving average where the run kept one and `averaged`."""
-        items = set(self.manager.item_metadata(step).keys())
-        name = "ema" if averaged and "ema" in items and self.manager.item_metadata(step)["ema"] else "params"
-        shapes = dict(self.manager.item_metadata(step)[name])
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        name = "ema" if averaged and (self.folder / str(step) / "ema").is_dir() else "params"
+        as_numpy = {key: ocp.RestoreArgs(restore_type=np.ndarray) for key in self._stored(step, name)}
         restored = self.manager.restore(
             step, args=ocp.args.Composite(**{name: ocp.args.PyTreeRestore(restore_args=as_numpy)})
         )
         return {key.replace(".", "/"): np.asarray(leaf) for key, leaf in dict(restored[name]).items()}
+
+    def _stored(self, step: int, name: str) -> dict[str, Any]:
+        """Shape and dtype of every stored array of one item."""
+        found = self.manager.item_metadata(step)[name]
+        if found is None:
+            raise UserError(f"Expected {name} in the checkpoint {self.folder}/{step}, it has none: use another step.")
+        return dict(getattr(found, "tree", found))
 
 
 def _first_line(error: BaseException) -> str:

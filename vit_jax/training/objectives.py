@@ -17,7 +17,7 @@ from jaxtyping import Array, Key
 from vit_jax.contracts import Batch, Config, UserError
 from vit_jax.models.mae import MAE
 from vit_jax.models.registry import pair
-from vit_jax.ops.keys import fold, key_for
+from vit_jax.ops.keys import fold
 from vit_jax.ops.losses import LOSSES, patch_errors, smoothed_targets
 from vit_jax.ops.masks import make_mask
 from vit_jax.ops.means import Mean, weighted
@@ -34,11 +34,6 @@ class Objective(NamedTuple):
 
     prepare: Callable[[Batch, Key[Array, ""], bool], Inputs]
     losses: Callable[[Any, Inputs, Key[Array, " b"], bool], tuple[Mean, Means]]
-
-
-def step_key(config: Config, step: Any) -> Key[Array, ""]:
-    """The key of everything random in one training step."""
-    return key_for(config["seed"], "train", step)
 
 
 def classification(config: Config, num_classes: int) -> Objective:

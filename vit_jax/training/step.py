@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Int
 from vit_jax import sharding
 from vit_jax.contracts import Batch, Config, UserError
 from vit_jax.models.registry import build, path_name
+from vit_jax.ops.keys import key_for
 from vit_jax.ops.means import Mean, merge_all
-from vit_jax.training.objectives import Objective, step_key
+from vit_jax.training.objectives import Objective
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.schedules import Schedule
 
@@ -48,8 +49,11 @@ class Program(NamedTuple):
     graph: Any
     layout: Any  # sharding of each leaf of State
     abstract: Any  # shapes and dtypes of State
-    init: Callable[[], State]
-    step: Callable[[State, Batch], tuple[State, Report]]
+    init: Callable[[Any], State]  # from the seed
+    step: Any  # jitted (state, batch, seed) -> (state, report); the seed is traced, so every seed is one program
+
+
+SEED = jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def state_paths(state: Any) -> dict[str, Any]:
@@ -67,17 +71,17 @@ def make_program(
             f"Expected a batch divisible by {ways} devices x {accum} accumulation steps, got {config['batch']}: "
             "change config.batch, config.accum_steps or config.mesh."
         )
-    graph, shapes = nnx.split(jax.eval_shape(lambda: build(config, num_classes, config["seed"])))
+    graph, shapes = nnx.split(jax.eval_shape(lambda: build(config, num_classes)))
     optimizer = make_optimizer(shapes, config)
 
-    def create() -> State:
-        params = nnx.split(build(config, num_classes, config["seed"]))[1]
+    def create(seed: Int[Array, ""]) -> State:
+        params = nnx.split(build(config, num_classes, seed))[1]
         zero = jnp.zeros((), jnp.int32)
         # A copy, so that parameters and their average are never one donated buffer.
         ema = jax.tree.map(jnp.copy, params) if config["ema"] else None
         return State(zero, params, optimizer.init(params), ema, zero, zero)
 
-    abstract = jax.eval_shape(create)
+    abstract = jax.eval_shape(create, SEED)
     layouts = sharding.layout({path: leaf.shape for path, leaf in state_paths(abstract).items()}, mesh)
     layout = jax.tree_util.tree_map_with_path(lambda path, _: layouts[path_name(path)], abstract)
     step = make_step(config, graph, objective, schedule, optimizer)
@@ -88,7 +92,7 @@ def make_program(
         init=jax.jit(create, out_shardings=layout),
         step=jax.jit(
             step,
-            in_shardings=(layout, sharding.batch_layout(mesh)),
+            in_shardings=(layout, sharding.batch_layout(mesh), None),
             out_shardings=(layout, sharding.replicated(mesh)),
             donate_argnums=0,
         ),
@@ -97,11 +101,11 @@ def make_program(
 
 def make_step(
     config: Config, graph: Any, objective: Objective, schedule: Schedule, optimizer: Any
-) -> Callable[[State, Batch], tuple[State, Report]]:
+) -> Callable[..., tuple[State, Report]]:
     """The step itself, not yet jitted."""
 
-    def step(state: State, batch: Batch) -> tuple[State, Report]:
-        key = step_key(config, state.step)
+    def step(state: State, batch: Batch, seed: Int[Array, ""]) -> tuple[State, Report]:
+        key = key_for(seed, "train", state.step)
         inputs = objective.prepare(batch, key, True)
         keys = jax.random.split(key, batch.image.shape[0])
 
