@@ -46,10 +46,10 @@ def get_config(stage: str = "scratch"):
         config.eval_every = config.checkpoint_every = 400
     else:
         config.pp.train = "train[:100]"  # few labels: that is what pre-training is for
-        config.batch, config.base_lr = 50, 1e-3
-        config.total_steps, config.warmup_steps = 200, 20
+        config.batch, config.base_lr = 50, 4e-3
+        config.total_steps, config.warmup_steps = 300, 30
         config.layer_decay = 0.75 if stage == "finetune" else None
         config.model.head_std = 2e-5
         config.label_smoothing = 0.1
-        config.eval_every = config.checkpoint_every = 100
+        config.eval_every = config.checkpoint_every = 150
     return config

@@ -33,5 +33,3 @@ def get_config(name: str = "b16"):
     config.warmup_epochs = 5
     config.figures_every = 0
     return config
-
-

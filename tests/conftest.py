@@ -32,7 +32,7 @@ def small():
         config.model.hidden_size = 16
         config.model.transformer.update({"num_layers": 2, "num_heads": 2, "mlp_dim": 32})
         config.mae.decoder.update({"hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32})
-        config.update({"batch": 16, "batch_eval": 16, "total_steps": 6, "warmup_steps": 2, "progress_every": 2})
+        config.update({"batch": 16, "batch_eval": 32, "total_steps": 6, "warmup_steps": 2, "progress_every": 2})
         config.update({"eval_every": 0, "checkpoint_every": 3, "num_threads": 1})
         config.update(changes)
         return config

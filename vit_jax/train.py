@@ -59,7 +59,7 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None) -> Result
 
     # Devices
     use_compilation_cache()
-    mesh = sharding.make_mesh(dict(config["mesh"]))
+    mesh = _mesh(config)
     process, processes = jax.process_index(), jax.process_count()
 
     # Data
@@ -223,6 +223,13 @@ def _stop_on_sigterm() -> list[int]:
     except ValueError:
         pass  # not the main thread (a notebook's worker): whoever owns the signals decides
     return received
+
+
+def _mesh(config: Config) -> Any:
+    try:
+        return sharding.make_mesh(dict(config["mesh"]))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_eval_batch(config: Config, mesh: Any) -> None:

@@ -9,9 +9,19 @@ import platform
 import shutil
 import subprocess
 
-PACKAGES = (
-    "vit_jax jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets ml-collections numpy pillow".split()
-)
+PACKAGES = [
+    "vit_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tensorflow-datasets",
+    "ml-collections",
+    "numpy",
+    "pillow",
+]
 
 
 def run(argv: list[str]) -> int:
@@ -56,5 +66,7 @@ def advice(backend: str) -> list[str]:
     if backend == "cpu" and os.path.exists("/dev/accel0"):
         notes.append('there is a TPU but JAX runs on the CPU: pip install "vit_jax[tpu]"')
     if backend == "gpu" and os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "true") != "false":
-        notes.append("JAX reserves 75% of the GPU's memory at the start; XLA_PYTHON_CLIENT_PREALLOCATE=false prevents it")
+        notes.append(
+            "JAX reserves 75% of the GPU's memory at the start; XLA_PYTHON_CLIENT_PREALLOCATE=false prevents it"
+        )
     return notes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from vit_jax.contracts import Batch, Config
@@ -29,6 +30,6 @@ def draw_run(workdir: Path, config: Config, model: Any, batch: Batch) -> None:
         save(curves.draw(rows), workdir / "figures" / "curves.png")
     if isinstance(model, MAE):
         pp = config["pp"]
-        found = reconstruct(model, batch.image[:8], pp["mean"], pp["std"])
+        found = reconstruct(model, jnp.asarray(batch.image[:8]), pp["mean"], pp["std"])
         figure = reconstructions.draw(found[:4], true_statistics=found.true_statistics)
         save(figure, workdir / "figures" / "reconstructions.png")

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from vit_jax.api import load
 from vit_jax.commands.figures import save
 from vit_jax.contracts import UserError
@@ -33,7 +35,9 @@ def run(argv: list[str]) -> int:
     except ValueError as error:
         raise UserError(str(error).replace("mae.num_visible", "--num-visible")) from error
     pp = trained.config["pp"]
-    found = reconstruct(trained.model, trained.preprocess(args.pictures), pp["mean"], pp["std"], seed=args.seed)
+    found = reconstruct(
+        trained.model, jnp.asarray(trained.preprocess(args.pictures)), pp["mean"], pp["std"], seed=args.seed
+    )
     save(reconstructions.draw(found[:4], true_statistics=found.true_statistics, max_rows=32), Path(args.out))
     kind = "per-patch normalised pixels" if found.true_statistics else "pixels"
     note = " (drawn with each true patch's mean and deviation)" if found.true_statistics else ""

@@ -61,7 +61,9 @@ def _solarize(picture: Image.Image, level: float, *_: Any) -> Image.Image:
 
 def _solarize_add(picture: Image.Image, level: float, *_: Any) -> Image.Image:
     amount = int(level / MAX_LEVEL * 110)
-    return picture.point([min(255, value + amount) if value < 128 else value for value in range(256)] * len(picture.getbands()))
+    return picture.point(
+        [min(255, value + amount) if value < 128 else value for value in range(256)] * len(picture.getbands())
+    )
 
 
 OPERATIONS: dict[str, Operation] = {

@@ -21,10 +21,17 @@ class UnreadablePicture(Exception):
         self.name, self.reason = name, reason
 
 
+def check_channels(record: Record, channels: int) -> None:
+    """Raise `UserError` where pictures such as `record` cannot be given `channels` channels."""
+    if isinstance(record.image, np.ndarray) and record.image.shape[-1] == channels:
+        return
+    if channels not in MODES:
+        raise UserError(f"Expected pp.channels of {sorted(MODES)} for these pictures, got {channels}.")
+
+
 def open_picture(record: Record, channels: int) -> Image.Image:
     """A lazily opened picture; nothing but the header of an encoded one is read yet."""
-    if channels not in MODES:
-        raise UserError(f"Expected pp.channels of {sorted(MODES)} for pictures from files, got {channels}.")
+    check_channels(record, channels)
     if isinstance(record.image, np.ndarray):
         array = record.image
         return Image.fromarray(array[:, :, 0] if array.shape[-1] == 1 else array)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax.contracts import Record, UserError
 
-PICTURE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .gif .ppm".split())
+PICTURE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"])
 TEST_NAMES = ("test", "val", "validation", "valid")
 TEST_SHARE = 0.1
 
@@ -65,7 +65,9 @@ def _classes(root: Path) -> dict[str | None, list[Path]]:
     folders = [path for path in entries if path.is_dir()]
     flat = [path for path in entries if _is_picture(path)]
     if not folders and not flat:
-        raise UserError(f"Expected pictures in {root}, found none: give a folder of {', '.join(sorted(PICTURE_SUFFIXES))}.")
+        raise UserError(
+            f"Expected pictures in {root}, found none: give a folder of {', '.join(sorted(PICTURE_SUFFIXES))}."
+        )
     if not folders:
         return {None: flat}
     classes: dict[str | None, list[Path]] = {
@@ -73,7 +75,9 @@ def _classes(root: Path) -> dict[str | None, list[Path]]:
     }
     empty = [name for name, paths in classes.items() if not paths]
     if empty:
-        raise UserError(f"Expected pictures in every class folder of {root}, {empty[:5]} have none: fill or remove them.")
+        raise UserError(
+            f"Expected pictures in every class folder of {root}, {empty[:5]} have none: fill or remove them."
+        )
     return classes
 
 

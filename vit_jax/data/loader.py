@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from vit_jax.contracts import Batch, Record, UserError
-from vit_jax.data.decoding import UnreadablePicture
+from vit_jax.data.decoding import UnreadablePicture, check_channels
 from vit_jax.data.sources import Source
 from vit_jax.data.transforms import Preprocess
 
@@ -159,6 +159,7 @@ def train_batches(
       prefetch: batches ahead, per worker or in all.
       max_unreadable: share of unreadable pictures at which a `UserError` names them.
     """
+    check_channels(source[0], preprocess.channels)
     rows = _rows_of(batch, process, processes)
     make = TrainRows(source, preprocess, seed, batch, rows, Unreadable(len(source), max_unreadable))
     threads = num_threads or useful_threads(source)
@@ -177,8 +178,7 @@ def eval_batches(
     max_unreadable: float = 0.01,
 ) -> Iterator[Batch]:
     """Every record once, in order. The last batch is filled up with rows of weight 0, on every process alike."""
+    check_channels(source[0], preprocess.channels)
     rows = _rows_of(batch, process, processes)
     make = EvalRows(source, preprocess, batch, rows, Unreadable(len(source), max_unreadable))
     return _stream(make, range(-(-len(source) // batch)), num_threads or useful_threads(source), prefetch, 0)
-
-

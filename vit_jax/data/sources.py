@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from vit_jax.data.folders import PICTURE_SUFFIXES, folder_records
 __all__ = ["PICTURE_SUFFIXES", "Source", "open_source"]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to records. `class_names` is None without labels."""
 
@@ -48,7 +49,7 @@ def open_source(dataset: str, split: str, *, tfds_data_dir: str | None = None, s
     if path.is_dir():
         base, part = parse_split(split)
         return Part(folder_records(path, base, seed), part)
-    if path.exists() or "/" in dataset.split(":")[0] and not re.fullmatch(r"[a-z0-9_]+/[\w.-]+(:[\w.]+)?", dataset):
+    if path.exists() or ("/" in dataset.split(":")[0] and not re.fullmatch(r"[a-z0-9_]+/[\w.-]+(:[\w.]+)?", dataset)):
         raise UserError(f"Expected a folder of pictures or a TFDS name, {dataset} is neither: fix config.dataset.")
     return tfds_source(dataset, split, tfds_data_dir)
 
@@ -57,7 +58,9 @@ def parse_split(split: str) -> tuple[str, tuple[str, str] | None]:
     """ "train[:98%]" -> ("train", ("", "98%"))."""
     match = re.fullmatch(r"(\w+)(?:\[(\d*%?):(\d*%?)\])?", split)
     if not match:
-        raise UserError(f'Expected a split such as "train" or "train[:98%]", got {split!r}: change pp.train or pp.test.')
+        raise UserError(
+            f'Expected a split such as "train" or "train[:98%]", got {split!r}: change pp.train or pp.test.'
+        )
     name, low, high = match.groups()
     return name, None if low is None else (low, high)
 
@@ -181,7 +184,7 @@ def tfds_source(where: str | Path, split: str, data_dir: str | None) -> Tfds:
     if not known:
         raise UserError(
             f"Expected {where} to be prepared in {data_dir or 'the default folder of TFDS'}, it is not: run "
-            f'`tfds build {where} --file_format=array_record`, or set config.tfds_data_dir.'
+            f"`tfds build {where} --file_format=array_record`, or set config.tfds_data_dir."
         )
     check_split(parse_split(split)[0], known)
     features = builder.info.features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,14 +30,20 @@ class Reconstructions(NamedTuple):
 
 
 def reconstruct(
-    model: MAE, images: UInt8[Array, "b H W c"], mean: tuple, std: tuple, *, mask: Mask | None = None, seed: int = 0
+    model: MAE,
+    images: UInt8[Array, "b H W c"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    mask: Mask | None = None,
+    seed: int = 0,
 ) -> Reconstructions:
     """Hide patches of `images` (uint8), predict them, and paste the visible ones back."""
     cfg, encoder = model.cfg, model.cfg.encoder
     if mask is None:
         keys = jax.random.split(key_for(seed, "reconstruct"), images.shape[0])
         mask = make_mask(cfg.mask, keys, encoder.grid, cfg.num_visible)
-    pixels = normalise(jnp.asarray(images), mean, std)
+    pixels = normalise(images, mean, std)
     predicted = nnx.jit(lambda model, pixels, mask: model(pixels, mask))(model, pixels, mask)
     patches = patchify(pixels, encoder.patch_size)
     if cfg.normalised_target:

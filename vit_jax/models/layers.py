@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,14 +38,14 @@ class TransformerConfig:
     attention_dropout_rate: float = 0.0  # on the attention weights
     drop_path: float = 0.0  # stochastic depth: rates linspace(0, drop_path, num_layers)
     layer_scale: float = 0.0  # initial value of the branch scales; 0: no scales
-    activation: Literal["gelu_tanh", "gelu_erf"] = "gelu_tanh"
+    activation: str = "gelu_tanh"
     norm_eps: float = 1e-6
     fused_qkv_init: bool = False  # xavier over (d, 3d), as MAE's fused layer; else over (d, d) each, as Google's
     mlp_bias_std: float = 0.0  # Google: 1e-6
     # What follows changes speed and memory, never the parameters.
     compute_dtype: str = "float32"
-    attention: Literal["xla", "cudnn"] = "xla"
-    remat: Literal["none", "dots", "full"] = "none"
+    attention: str = "xla"  # or "cudnn"
+    remat: str = "none"  # "dots", "full"
     unroll: int = 1  # blocks per scan step: 1 compiles fastest
 
     def __post_init__(self) -> None:
@@ -55,7 +55,10 @@ class TransformerConfig:
                 "change model.hidden_size or model.transformer.num_heads."
             )
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"Expected an activation of {sorted(ACTIVATIONS)}, got {self.activation!r}.")
+            raise ValueError(f"Expected model.activation of {sorted(ACTIVATIONS)}, got {self.activation!r}.")
+        for field, known in (("attention", ("xla", "cudnn")), ("remat", ("none", "dots", "full"))):
+            if getattr(self, field) not in known:
+                raise ValueError(f"Expected {field} of {known}, got {getattr(self, field)!r}: change config.{field}.")
 
     @property
     def dtype(self) -> jnp.dtype:

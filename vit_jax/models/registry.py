@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from vit_jax.ops.keys import key_for
 Model = ViT | MAE
 
 
-def pair(size: int | tuple[int, ...]) -> tuple[int, int]:
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """A size given as one number or (height, width)."""
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     return int(height), int(width)
@@ -112,9 +112,10 @@ def flat_params(params: Any) -> dict[str, Any]:
 
 
 def path_name(path: tuple) -> str:
-    """A tree path as words joined by "/"."""
-    words = [str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path]
-    return "/".join(word for word in words if word not in ("value", ".value"))
+    """A tree path as words joined by "/". The last step into an nnx.Param's array is not a word of ours."""
+    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
+        path = path[:-1]
+    return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
 
 
 def count_params(model_or_params: Any) -> int:

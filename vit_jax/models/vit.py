@@ -37,14 +37,14 @@ class ViTConfig:
     patch_size: tuple[int, int]
     channels: int = 3
     num_classes: int | None = None  # None: no head
-    classifier: Literal["token", "gap", "map", "unpooled", "token_unpooled"] = "token"
+    classifier: str = "token"  # see CLASSIFIERS
     cls_token: bool | None = None  # None: where the classifier needs it; MAE keeps it also for "gap"
     norm_after_pool: bool = False  # MAE's and BEiT's fine-tuning: mean of un-normed tokens, then the norm (fc_norm)
     representation_size: int | None = None  # tanh layer before the head ("pre_logits")
-    positions: Literal["learn", "sincos2d", "sincos2d_mae", "none"] = "learn"
+    positions: str = "learn"  # see POSITIONS
     positions_std: float = 0.02  # learned: normal(0.02) in Google's ViT, 1/sqrt(d) in big_vision
     train_positions: bool = True  # sin-cos tables: False keeps them constant, as in MAE pre-training
-    patch_init: Literal["lecun", "xavier"] = "lecun"  # Flax's convolution; MAE's view of it as a matrix
+    patch_init: str = "lecun"  # Flax's convolution; MAE's view of it as a matrix
     cls_std: float = 0.0  # class token: zeros in Google's, normal(0.02) in MAE
     head_std: float = 0.0  # head kernel: zeros in Google's; MAE fine-tuning 2e-5
     head_bias: float = 0.0

@@ -33,7 +33,7 @@ class Objective(NamedTuple):
     """`prepare(batch, step_key, train) -> inputs`; `losses(model, inputs, keys, train) -> (loss, metrics)`."""
 
     prepare: Callable[[Batch, Key[Array, ""], bool], Inputs]
-    losses: Callable[[Any, Inputs, Key[Array, " b"], bool], tuple[Mean, Means]]
+    losses: Callable[[Any, Inputs, Key[Array, " b"] | None, bool], tuple[Mean, Means]]
 
 
 def classification(config: Config, num_classes: int) -> Objective:
@@ -49,7 +49,7 @@ def classification(config: Config, num_classes: int) -> Objective:
             images, targets = mix(key, images, targets, batch.weight, mixup=config["mixup"], cutmix=config["cutmix"])
         return {"images": images, "targets": targets, "label": batch.label, "weight": batch.weight}
 
-    def losses(model: Any, inputs: Inputs, keys: Key[Array, " b"], train: bool) -> tuple[Mean, Means]:
+    def losses(model: Any, inputs: Inputs, keys: Key[Array, " b"] | None, train: bool) -> tuple[Mean, Means]:
         logits = model(inputs["images"], train=train, keys=keys)
         weight = inputs["weight"]
         rank = jnp.sum(logits > jnp.take_along_axis(logits, inputs["label"][:, None], axis=-1), axis=-1)
@@ -76,7 +76,7 @@ def masked_autoencoding(config: Config) -> Objective:
         mask = make_mask(mae["mask"], keys, grid, mae["num_visible"])
         return {"images": images, "mask": mask, "weight": batch.weight}
 
-    def losses(model: MAE, inputs: Inputs, keys: Key[Array, " b"], train: bool) -> tuple[Mean, Means]:
+    def losses(model: MAE, inputs: Inputs, keys: Key[Array, " b"] | None, train: bool) -> tuple[Mean, Means]:
         mask, weight = inputs["mask"], inputs["weight"]
         predicted = model(inputs["images"], mask, train=train, keys=keys)
         patches = model.encoder.patches(inputs["images"])

@@ -119,7 +119,7 @@ def make_step(
         )
         # Divided once, by what the whole batch counted: unequal masks and weights come out as in one batch.
         grads = jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1e-9), sums)
-        norm, rate = optax.global_norm(grads), schedule(state.step)
+        norm, rate = optax.tree.norm(grads), schedule(state.step)
         finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

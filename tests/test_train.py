@@ -1,0 +1,274 @@
+"""Whole runs: resuming bit for bit, being killed, being told to stop, bad settings, transfer of weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from vit_jax import UserError, api, configuration, train
+from vit_jax.commands.figures import draw_run
+from vit_jax.commands.inspect import digest
+from vit_jax.training.checkpoints import Checkpoints
+from vit_jax.training.tracker import read_metrics
+
+
+def final_digest(workdir):
+    checkpoints = Checkpoints(workdir, read_only=True)
+    found = digest(checkpoints.params(checkpoints.latest(), averaged=False))
+    checkpoints.close()
+    return found
+
+
+@pytest.mark.parametrize("stage", ["scratch", "pretrain"])
+def test_a_run_in_two_parts_is_the_run_in_one(small, tmp_path, stage):
+    config = small(stage, mixup=0.0 if stage == "pretrain" else 0.8, ema=0.99)
+    whole = train.run(config, tmp_path / "whole", draw=draw_run)
+    assert whole.step == 6
+    assert np.isfinite(whole.metrics["loss"])
+    assert whole.metrics["examples"] == 64
+
+    # stop at step 3 by leaving only that checkpoint, then go on with the same command
+    train.run(config, tmp_path / "parts")
+    import shutil
+
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "6")
+    again = train.run(config, tmp_path / "parts")
+    assert again.metrics == whole.metrics
+    assert final_digest(tmp_path / "parts") == final_digest(tmp_path / "whole")
+    rows = [row["step"] for row in read_metrics(tmp_path / "parts") if row["kind"] == "train"]
+    assert rows == sorted(set(rows)), "resuming must not write a step twice"
+
+    figures = {path.name for path in (tmp_path / "whole" / "figures").iterdir()}
+    assert figures == {"curves.png"} | ({"reconstructions.png"} if stage == "pretrain" else set())
+    assert list((tmp_path / "whole" / "tensorboard").iterdir())
+    trained = api.load(tmp_path / "whole")
+    assert trained.step == 6
+    assert (trained.class_names is None) == (stage == "pretrain")
+    assert trained([np.zeros((40, 20, 3), np.uint8)]).shape[0] == 1
+
+
+def test_a_workdir_of_another_configuration_is_refused(small, tmp_path):
+    config = small("scratch", total_steps=2, warmup_steps=1)
+    train.run(config, tmp_path)
+    before = final_digest(tmp_path)
+    other = small("scratch", total_steps=2, warmup_steps=1, base_lr=0.5)
+    with pytest.raises(UserError, match=r"base_lr.*another --workdir"):
+        train.run(other, tmp_path)
+    assert final_digest(tmp_path) == before
+    # where and how may change
+    train.run(small("scratch", total_steps=2, warmup_steps=1, unroll=2, eval_every=1), tmp_path)
+    with pytest.raises(UserError, match="workdir with checkpoints"):
+        api.load(tmp_path / "nowhere")
+
+
+def test_an_encoder_moves_into_a_classifier(small, tmp_path):
+    pretrain = small("pretrain", total_steps=2, warmup_steps=1)
+    train.run(pretrain, tmp_path / "mae")
+    source = api.load(tmp_path / "mae")
+    config = small("finetune", init_from=str(tmp_path / "mae"), total_steps=1, warmup_steps=0, base_lr=0.0)
+    train.run(config, tmp_path / "classifier")
+    moved = api.load(tmp_path / "classifier").model
+    np.testing.assert_array_equal(
+        moved.transformer.blocks.mlp.fc1.kernel[...], source.model.encoder.transformer.blocks.mlp.fc1.kernel[...]
+    )
+    np.testing.assert_array_equal(moved.embedding.kernel[...], source.model.encoder.embedding.kernel[...])
+    np.testing.assert_array_equal(moved.norm.scale[...], np.ones(16))  # after pooling: a new layer
+
+    wide = small("finetune", init_from=str(tmp_path / "mae"), total_steps=1, warmup_steps=0)
+    wide.model.hidden_size = 32
+    with pytest.raises(UserError, match=r"expected .*, got .*init_from"):
+        train.run(wide, tmp_path / "wide")
+    assert not (tmp_path / "wide" / "config.json").exists()
+
+
+def test_a_larger_picture_resamples_learned_positions(small, tmp_path):
+    config = small("scratch", total_steps=1, warmup_steps=0)
+    config.model.positions = "learn"
+    train.run(config, tmp_path / "small")
+    larger = small("scratch", total_steps=1, warmup_steps=0, base_lr=0.0, init_from=str(tmp_path / "small"))
+    larger.model.positions, larger.pp.crop = "learn", 12
+    train.run(larger, tmp_path / "large")
+    assert api.load(tmp_path / "large").model.positions.shape == (1 + 36, 16)
+
+
+def test_a_loss_that_stays_non_finite_stops_the_run_and_keeps_the_batch(small, tmp_path):
+    config = small("scratch", max_skipped_steps=2)
+    config.pp.std = (1e-38,)
+    with pytest.raises(UserError, match="finite loss"):
+        train.run(config, tmp_path)
+    kept = np.load(tmp_path / "skipped" / "batch_0.npz")
+    assert kept["image"].shape == (16, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "/nowhere/at/all"}, "folder of pictures"),
+        ({"batch": 12}, r"config\.batch"),
+        ({"batch_eval": 12}, "batch_eval"),
+        ({"init_from": "/nowhere"}, "workdir with checkpoints"),
+        ({"optim": "adam"}, "optim"),
+        ({"loss": "sofmax"}, r"config\.loss"),
+        ({"remat": "some"}, r"config\.remat"),
+        ({"pp.crop": 9}, r"pp\.crop or model\.patches\.size"),
+        ({"pp.crop": 1}, r"pp\.crop or model\.patches\.size"),
+        ({"pp.train": "tran"}, "train, test"),
+        ({"pp.train": "train[:0%]"}, "empty"),
+        ({"pp.channels": 7}, r"pp\.channels"),
+        ({"model.classifier": "tokn"}, r"model\.classifier"),
+        ({"model.transformer.num_heads": 3}, "num_heads"),
+        ({"mesh.data": 3}, r"config\.mesh"),
+        ({"mae.num_visible": 99, "objective": "mae"}, r"mae\.num_visible"),
+    ],
+)
+def test_bad_settings_are_one_clear_sentence(small, tmp_path, change, message):
+    config = small("scratch")
+    config.update_from_flattened_dict(change)
+    with pytest.raises(UserError, match=message):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_workdir_that_cannot_be_written(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="workdir"):
+        train.run(small("scratch"), tmp_path / "file" / "run")
+
+
+def test_a_failed_write_is_an_error_and_the_last_good_step_stays(small, tmp_path, monkeypatch):
+    config = small("scratch", total_steps=3, warmup_steps=1)
+    train.run(config, tmp_path)
+    before = final_digest(tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.manager, "check_for_errors", full_disk)
+    with pytest.raises(UserError, match=r"No space left.*last good one is step 3"):
+        checkpoints.check()
+    assert final_digest(tmp_path) == before
+
+
+def test_config_files_and_fields():
+    with pytest.raises(UserError, match=r"did you mean digits\.py"):
+        configuration.load("digts.py")
+    with pytest.raises(UserError, match="scratch"):
+        configuration.load("digits.py:scrach")
+    config = configuration.load("digits.py:scratch").to_dict()
+    config["bach"] = 3
+    with pytest.raises(UserError, match="'batch'"):
+        configuration.check_fields(config)
+    del config["bach"], config["batch"]
+    with pytest.raises(UserError, match="batch"):
+        configuration.check_fields(config)
+
+
+# ---- other processes -------------------------------------------------------------------------------------------
+
+SETTINGS = [
+    "--config=digits.py:scratch", "--config.total_steps=60", "--config.warmup_steps=5", "--config.checkpoint_every=7",
+    "--config.progress_every=5", "--config.batch=32", "--config.eval_every=0", "--config.dataset=fake",
+    "--config.pp.channels=3", "--config.pp.train=train", "--config.batch_eval=64", "--config.model.hidden_size=16",
+    "--config.mixup=0.5", "--config.ema=0.9",
+]  # fmt: skip
+
+
+def start(workdir, *more):
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        [sys.executable, "-m", "vit_jax.main", f"--workdir={workdir}", *SETTINGS, *more],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def wait_for(path, process, seconds=120):
+    deadline = time.time() + seconds
+    while not path.exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    return path.exists()
+
+
+def kill_at_random_moments(tmp_path, kills, seed):
+    """SIGKILL the run `kills` times, then let it finish; returns how many of the kills hit a running step."""
+    rng, hits = np.random.default_rng(seed), 0
+    for _ in range(kills):
+        process = start(tmp_path / "killed")
+        wait_for(tmp_path / "killed" / "metrics.jsonl", process)
+        time.sleep(rng.uniform(0, 4))
+        hits += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(start(tmp_path / "killed"))
+    return hits
+
+
+def check_killed_run(tmp_path, kills, seed):
+    finish(start(tmp_path / "whole"))
+    assert kill_at_random_moments(tmp_path, kills, seed) >= 1
+    assert final_digest(tmp_path / "killed") == final_digest(tmp_path / "whole")
+    last = [row for row in read_metrics(tmp_path / "killed") if row["kind"] == "eval"][-1]
+    whole = [row for row in read_metrics(tmp_path / "whole") if row["kind"] == "eval"][-1]
+    assert {**last, "time": 0} == {**whole, "time": 0}
+
+
+def test_killed_and_continued_is_bit_equal(tmp_path):
+    check_killed_run(tmp_path, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_is_bit_equal(tmp_path):
+    check_killed_run(tmp_path, kills=20, seed=1)
+
+
+def test_sigterm_saves_and_exits_with_zero(tmp_path):
+    process = start(tmp_path / "run", "--config.total_steps=100000", "--config.checkpoint_every=100000")
+    assert wait_for(tmp_path / "run" / "metrics.jsonl", process)
+    while len(read_metrics(tmp_path / "run")) < 3 and process.poll() is None:
+        time.sleep(0.05)
+    told = time.time()
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    assert time.time() - told < 20
+    assert "saved; the same command continues" in output
+    checkpoints = Checkpoints(tmp_path / "run", read_only=True)
+    assert checkpoints.latest() > 0
+    assert checkpoints.next_batch(checkpoints.latest()) == checkpoints.latest()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=digits.py:scratch"], "--workdir"),
+        (["--workdir=run", "--config=digits.py:scratch", "--config.bach=3"], "batch"),
+        (["--workdir=run", "--config=digits.py:scratch", "--config.batch=many"], "batch"),
+        (["--workdir=run", "--config=digits.py:scratch", "more"], "only --flags"),
+    ],
+)
+def test_command_line_mistakes(tmp_path, arguments, message):
+    done = subprocess.run(
+        [sys.executable, "-m", "vit_jax.main", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(configuration.recipes_root())},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_lines_are_json(small, tmp_path):
+    train.run(small("scratch", total_steps=2, warmup_steps=1), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} == {"run", "train", "eval"}
+    assert {"loss", "lr", "img/s", "data_wait"} <= {name for row in rows for name in row}
