@@ -3,8 +3,8 @@
     python -m vit_jax.main --workdir=runs/mae-b16 --config=configs/mae.py:b16 \
         --config.dataset=imagenet2012            # or a folder of pictures
 
-Models: b16, l16, h14. Expected with mae_finetune.py after 1600 epochs: B 83.6, L 85.9, H 86.9 (800 epochs: L 84.9 without normalised pixels). Cost there:
-ViT-L, 800 epochs, about 42 h on 64 V100. Not measured here; a short run on a thousand pictures is in docs/results.md.
+Models: b16, l16, h14. Expected with mae_finetune.py after 1600 epochs: B 83.6, L 85.9, H 86.9. Cost there: ViT-L,
+800 epochs, about 42 h on 64 V100. Not measured here; a short run on a thousand pictures is in docs/results.md.
 """
 
 from __future__ import annotations

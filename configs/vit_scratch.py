@@ -2,8 +2,8 @@
 
     python -m vit_jax.main --workdir=runs/s16 --config=configs/vit_scratch.py:s16 [--config.total_epochs=300]
 
-Source: google-research/big_vision, configs/vit_s16_i1k.py. Mean pooling, fixed sin-cos positions, tanh layer before the head,
-RandAugment and mixup 0.2. Expected there for S/16: 76.5% after 90 epochs (6-7 h on a TPUv3-8), 80.0% after 300.
+Source: google-research/big_vision, configs/vit_s16_i1k.py. Mean pooling, fixed sin-cos positions, tanh layer before the
+head, RandAugment and mixup 0.2. Expected there for S/16: 76.5% after 90 epochs (6-7 h on a TPUv3-8), 80.0% after 300.
 Not measured here. RandAugment is timm's 2 x magnitude 10, which draws operations as that library does, not big_vision's.
 """
 

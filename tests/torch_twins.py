@@ -32,17 +32,18 @@ def _blocks(tensors, theirs, ours, heads):
 
     qkv = ("q_proj", "k_proj", "v_proj")
     stack(
-        "attention/qkv/kernel", lambda l: np.stack([l[f"attention.{p}.weight"].T.reshape(d, heads, -1) for p in qkv], 1)
+        "attention/qkv/kernel",
+        lambda layer: np.stack([layer[f"attention.{p}.weight"].T.reshape(d, heads, -1) for p in qkv], 1),
     )
-    stack("attention/qkv/bias", lambda l: np.stack([l[f"attention.{p}.bias"].reshape(heads, -1) for p in qkv]))
+    stack("attention/qkv/bias", lambda layer: np.stack([layer[f"attention.{p}.bias"].reshape(heads, -1) for p in qkv]))
     for name, place in PARTS.items():
         if "norm" in name:
-            stack(f"{place}/scale", lambda l, name=name: l[f"{name}.weight"])
+            stack(f"{place}/scale", lambda layer, name=name: layer[f"{name}.weight"])
         elif name == "attention.o_proj":
-            stack(f"{place}/kernel", lambda l, name=name: l[f"{name}.weight"].T.reshape(heads, d // heads, d))
+            stack(f"{place}/kernel", lambda layer, name=name: layer[f"{name}.weight"].T.reshape(heads, d // heads, d))
         else:
-            stack(f"{place}/kernel", lambda l, name=name: l[f"{name}.weight"].T)
-        stack(f"{place}/bias", lambda l, name=name: l[f"{name}.bias"])
+            stack(f"{place}/kernel", lambda layer, name=name: layer[f"{name}.weight"].T)
+        stack(f"{place}/bias", lambda layer, name=name: layer[f"{name}.bias"])
     return out
 
 

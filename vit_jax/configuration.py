@@ -104,7 +104,11 @@ def check_fields(config: Config) -> None:
 
 def plain(config: Config) -> dict[str, Any]:
     """The configuration as JSON holds it: dicts, lists, numbers and text."""
-    as_dict = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    as_dict = (
+        config.to_dict()
+        if isinstance(config, ml_collections.ConfigDict)
+        else {field: config[field] for field in config}
+    )
     return json.loads(json.dumps(as_dict))
 
 

@@ -22,7 +22,7 @@ def _train(argv: list[str]) -> None:
 
     if len(argv) > 1:
         raise UserError(f"Expected only --flags, got {argv[1:]}: write --config.field=value.")
-    run(_CONFIG.value, Path(_WORKDIR.value), draw=draw_run)
+    run(_CONFIG.value, Path(str(_WORKDIR.value)), draw=draw_run)
 
 
 def with_resolved_config(argv: list[str]) -> list[str]:

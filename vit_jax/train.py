@@ -5,6 +5,7 @@ devices -> data -> model and optimiser -> where we begin -> loop (evaluate? save
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -91,16 +92,16 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None) -> Result
     _write_once(workdir, config, program)
 
     step = int(state.step)
-    tracker = Tracker(workdir, step=step, total_steps=total_steps, writes=process == 0)
-    tracker.say(
-        f"{begin_note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
-        f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"
-    )
     batches = train_batches(
         source, preprocess, batch=config["batch"], seed=config["seed"], start=step, process=process,
         processes=processes, num_workers=config["num_workers"], num_threads=config["num_threads"],
         prefetch=config["prefetch"], max_unreadable=config["max_unreadable"],
     )  # fmt: skip
+    tracker = Tracker(workdir, step=step, total_steps=total_steps, writes=process == 0)
+    tracker.say(
+        f"{begin_note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
+        f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"
+    )
 
     def tests() -> Iterator[Batch]:
         return eval_batches(source=test, preprocess=preprocess, batch=config["batch_eval"], process=process,
@@ -120,14 +121,15 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None) -> Result
             draw(workdir, config, nnx.merge(program.graph, params), next(iter(tests())))
 
     # Loop
-    compiled, window, ended, seed = None, Window(), step, np.int32(config["seed"])
+    compiled, window, seed = None, Window(), np.int32(config["seed"])
     try:
         while step < total_steps and not stop:
             waiting = time.perf_counter()
             batch = next(batches)
-            if step == int(state.step) and compiled is None:
+            if compiled is None:
                 check_batch(batch, preprocess_size(config), config["pp"]["channels"], num_classes)
-                window, compiled = _compile(program, state, batch, seed, mesh, tracker, step), program.step
+                compiled = _compile(program, state, batch, seed, mesh, tracker, step)
+                window = Window()
                 waiting = time.perf_counter()
             on_device = sharding.put(batch, mesh)
             window.waited += time.perf_counter() - waiting
@@ -159,14 +161,13 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None) -> Result
             picture()
         elif step < total_steps:
             tracker.say(f"stopped at step {step}, saved; the same command continues")
-        ended = step
     finally:
         close = getattr(batches, "close", None)
         if close:
             close()
         tracker.close()
         checkpoints.close()
-    return Result(metrics or {}, ended, bool(stop))
+    return Result(metrics or {}, step, bool(stop))
 
 
 def begin(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[State, str]:
@@ -209,7 +210,7 @@ def describe_devices(mesh: Any) -> str:
 
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the user chose a place (or none) by JAX's own variables."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.read("jax_compilation_cache_dir"):
         return
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(Path(home) / "vit_jax" / "xla"))
@@ -218,10 +219,8 @@ def use_compilation_cache() -> None:
 def _stop_on_sigterm() -> list[int]:
     """A list that SIGTERM fills: schedulers send it before they take a machine away."""
     received: list[int] = []
-    try:
+    with contextlib.suppress(ValueError):  # not the main thread: whoever owns the signals decides
         signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    except ValueError:
-        pass  # not the main thread (a notebook's worker): whoever owns the signals decides
     return received
 
 
@@ -263,13 +262,13 @@ def _write_once(workdir: Path, config: Config, program: Program) -> None:
         (workdir / "parameters.txt").write_text(print_table(settings_table(program.abstract.params, config)))
 
 
-def _compile(program: Program, state: State, batch: Batch, seed: Any, mesh: Any, tracker: Tracker, step: int) -> Window:
+def _compile(program: Program, state: State, batch: Batch, seed: Any, mesh: Any, tracker: Tracker, step: int) -> Any:
     """Compile the step before the clock starts, and note how long that took."""
     began = time.perf_counter()
-    program.step.lower(state, sharding.put(batch, mesh), seed).compile()
+    compiled = program.step.lower(state, sharding.put(batch, mesh), seed).compile()
     seconds = time.perf_counter() - began
     tracker.record("run", step, {"compile_seconds": round(seconds, 2)})
-    return Window()
+    return compiled
 
 
 def _due(step: int, every: int) -> bool:

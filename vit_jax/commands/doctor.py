@@ -9,19 +9,10 @@ import platform
 import shutil
 import subprocess
 
-PACKAGES = [
-    "vit_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "tensorflow-datasets",
-    "ml-collections",
-    "numpy",
-    "pillow",
-]
+PACKAGES = (
+    "vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections",
+    "numpy", "pillow",
+)  # fmt: skip
 
 
 def run(argv: list[str]) -> int:

@@ -39,7 +39,7 @@ def folder_records(root: Path, split: str, seed: int) -> Folder:
     if "train" in given and "test" in given:
         train, test = _classes(given["train"]), _classes(given["test"])
         if set(train) != set(test):
-            odd = sorted(set(train) ^ set(test))
+            odd = sorted(map(str, set(train) ^ set(test)))
             raise UserError(f"Expected the same classes in {root}/train and test, {odd[:5]} are only in one of them.")
         return _folder(f"{root} {wanted}", train if wanted == "train" else test)
     whole = _classes(given.get("train", root))

@@ -42,8 +42,7 @@ def open_source(dataset: str, split: str, *, tfds_data_dir: str | None = None, s
     path = Path(dataset).expanduser()
     if dataset in ("digits", "fake"):
         base, part = parse_split(split)
-        whole = digits(base) if dataset == "digits" else Fake(base)
-        return Part(whole, part)
+        return Part(digits(base), part) if dataset == "digits" else Part(Fake(base), part)
     if prepared := _prepared_folder(path):
         return tfds_source(prepared, split, None)
     if path.is_dir():
@@ -99,6 +98,8 @@ def _boundary(text: str, size: int, default: int) -> int:
 class Arrays:
     """Pictures in memory."""
 
+    class_names: tuple[str, ...] | None
+
     def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]):
         self.name, self.images, self.labels, self.class_names = name, images, labels, class_names
 
@@ -125,16 +126,19 @@ def digits(split: str) -> Arrays:
 class Fake:
     """Made-up 32 x 32 colour pictures whose colour and stripes tell the class: nothing to download."""
 
+    class_names: tuple[str, ...] | None
+
     def __init__(self, split: str, num_classes: int = 10):
         check_split(split, ("train", "test"))
         self.name, self.size, self.offset = f"fake {split}", *((256, 0) if split == "train" else (64, 10_000))
+        self.num_classes = num_classes
         self.class_names = tuple(f"class {place}" for place in range(num_classes))
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Record:
-        label = index % len(self.class_names)
+        label = index % self.num_classes
         rng = np.random.default_rng(self.offset + index)
         color = np.random.default_rng(label).integers(40, 216, 3)
         stripes = 40 * np.sin(np.arange(32) * (label + 1) / 4)[:, None, None]
@@ -171,10 +175,8 @@ def tfds_source(where: str | Path, split: str, data_dir: str | None) -> Tfds:
     import tensorflow_datasets as tfds
 
     try:
-        if isinstance(where, Path):
-            builder = tfds.builder_from_directory(where)
-        else:
-            builder = tfds.builder(where, data_dir=data_dir)
+        in_folder = isinstance(where, Path)
+        builder = tfds.builder_from_directory(where) if in_folder else tfds.builder(where, data_dir=data_dir)
         known = list(builder.info.splits)
     except Exception as error:
         raise UserError(

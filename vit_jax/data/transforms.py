@@ -22,7 +22,7 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 TRAIN_CROPS = ("random_resized", "simple", "resize")
-Box = tuple[float, float, float, float]  # left, top, right, bottom
+Box = tuple[float | int, float | int, float | int, float | int]  # left, top, right, bottom
 
 
 @dataclasses.dataclass(frozen=True)

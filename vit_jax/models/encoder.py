@@ -76,7 +76,9 @@ class Transformer(nnx.Module):
 
     def every_layer(self, tokens: Float[Array, "b n d"]) -> Float[Array, "l b n d"]:
         """The tokens after each block, for features and pictures."""
-        return self._scan(tokens, None, keep=True)[1]
+        layers = self._scan(tokens, None, keep=True)[1]
+        assert layers is not None
+        return layers
 
     def _scan(self, tokens: Array, keys: Array | None, *, keep: bool) -> tuple[Array, Array | None]:
         cfg = self.cfg

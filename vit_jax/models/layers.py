@@ -20,6 +20,7 @@ from vit_jax.ops.noise import dropout
 from vit_jax.ops.projection import project
 
 Initializer = Callable[..., Array]
+ZEROS: Initializer = nnx.initializers.zeros_init()
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),  # Google's models
     "gelu_erf": lambda x: jax.nn.gelu(x, approximate=False),  # PyTorch's nn.GELU: MAE, DeiT, BEiT
@@ -74,7 +75,7 @@ class Linear(nnx.Module):
         outputs: int | tuple[int, ...],
         *,
         kernel_init: Initializer,
-        bias_init: Initializer = nnx.initializers.zeros_init(),
+        bias_init: Initializer = ZEROS,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -136,7 +137,7 @@ def attend(
     Dropout of the weights needs the weights, so it is computed in the open; no fused kernel then.
     """
     if dropout_keys is None or dropout_rate == 0.0:
-        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # type: ignore[arg-type]
+        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # type: ignore[call-overload]
     weights = dropout(attention_weights(query, key), dropout_rate, dropout_keys)
     return jnp.einsum("bhmn,bnhe->bmhe", weights.astype(value.dtype), value)
 

@@ -13,7 +13,7 @@ class Mean(NamedTuple):
     """A weighted mean in two halves. As "b" arrays it holds one entry an example; after `reduce`, scalars."""
 
     total: Float[Array, "..."]
-    count: Float[Array, "..."]
+    count: Float[Array, "..."]  # type: ignore[assignment]  # tuple.count is not used
 
     def reduce(self) -> Mean:
         """Sum over examples, in float32."""

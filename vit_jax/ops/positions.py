@@ -27,6 +27,10 @@ def sincos2d(grid: tuple[int, int], width: int, origin: Literal["big_vision", "m
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
 
 
+def _linear(distance: np.ndarray) -> np.ndarray:
+    return np.maximum(0.0, 1.0 - np.abs(distance))
+
+
 def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
     """Keys' cubic kernel with PyTorch's a = -0.75 (jax.image uses -0.5)."""
     t = np.abs(distance)
@@ -39,7 +43,8 @@ def _resample_matrix(old: int, new: int, method: Resampling) -> np.ndarray:
     """Rows of weights (new, old) of a 1-D interpolation with the edge repeated."""
     if method == "google":  # scipy.ndimage.zoom(order=1): linear, corners on corners
         place = np.arange(new) * ((old - 1) / max(new - 1, 1))
-        taps, weigh = (0, 1), lambda d: np.maximum(0.0, 1.0 - np.abs(d))
+        taps: tuple[int, ...] = (0, 1)
+        weigh = _linear
     elif method == "bicubic":  # torch.nn.functional.interpolate(mode="bicubic", align_corners=False)
         place = (np.arange(new) + 0.5) * (old / new) - 0.5
         taps, weigh = (-1, 0, 1, 2), _cubic

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vit_jax.contracts import Config, UserError
+from vit_jax.contracts import UserError
 from vit_jax.models.registry import path_name
 from vit_jax.training.step import State
 
@@ -53,7 +53,7 @@ class Checkpoints:
         """The newest complete step."""
         return self.manager.latest_step()
 
-    def save(self, state: State, config: Config, metadata: Mapping[str, Any]) -> None:
+    def save(self, state: State, config: dict[str, Any], metadata: Mapping[str, Any]) -> None:
         """Begin to write in the background; raises what an earlier write failed with."""
         self.check()
         step = int(state.step)
@@ -66,7 +66,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     **items,
                     data=ocp.args.JsonSave({"next_batch": step}),
-                    config=ocp.args.JsonSave(dict(config)),
+                    config=ocp.args.JsonSave(config),
                     metadata=ocp.args.JsonSave(dict(metadata)),
                 ),
             )
@@ -142,7 +142,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _check_shapes(wanted: Mapping[str, Any], stored: Config, place: str) -> None:
+def _check_shapes(wanted: Mapping[str, Any], stored: Mapping[str, Any], place: str) -> None:
     ours = {key: tuple(leaf.shape) for key, leaf in wanted.items()}
     theirs = {key: tuple(leaf.shape) for key, leaf in stored.items()}
     if ours == theirs:

@@ -37,9 +37,5 @@ def _equation_flops(equation: Any) -> int:
 
 
 def _subprograms(params: dict[str, Any]) -> list[Any]:
-    found = []
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(item, "eqns") or hasattr(getattr(item, "jaxpr", None), "eqns"):
-                found.append(item)
-    return found
+    items = (item for value in params.values() for item in (value if isinstance(value, tuple | list) else (value,)))
+    return [item for item in items if hasattr(item, "eqns") or hasattr(getattr(item, "jaxpr", None), "eqns")]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vit_jax.contracts import Batch, Config, UserError
+from vit_jax.contracts import Config, UserError
 from vit_jax.models.mae import MAE
 from vit_jax.models.registry import pair
 from vit_jax.ops.keys import fold
@@ -30,9 +30,9 @@ Means = dict[str, Mean]  # per example: total and count of shape "b"
 
 
 class Objective(NamedTuple):
-    """`prepare(batch, step_key, train) -> inputs`; `losses(model, inputs, keys, train) -> (loss, metrics)`."""
+    """`prepare(Batch on the device, key, train) -> inputs`; `losses(model, inputs, keys, train) -> (loss, metrics)`."""
 
-    prepare: Callable[[Batch, Key[Array, ""], bool], Inputs]
+    prepare: Callable[[Any, Key[Array, ""], bool], Inputs]
     losses: Callable[[Any, Inputs, Key[Array, " b"] | None, bool], tuple[Mean, Means]]
 
 
@@ -42,7 +42,7 @@ def classification(config: Config, num_classes: int) -> Objective:
         raise UserError(f"Expected a loss of {sorted(LOSSES)}, got {config['loss']!r}: change config.loss.")
     loss_of, pp = LOSSES[config["loss"]], config["pp"]
 
-    def prepare(batch: Batch, key: Key[Array, ""], train: bool) -> Inputs:
+    def prepare(batch: Any, key: Key[Array, ""], train: bool) -> Inputs:
         images = normalise(batch.image, pp["mean"], pp["std"])
         targets = smoothed_targets(batch.label, num_classes, config["label_smoothing"] if train else 0.0)
         if train:
@@ -70,7 +70,7 @@ def masked_autoencoding(config: Config) -> Objective:
     patch_size = pair(config["model"]["patches"]["size"])
     grid = grid_of(pair(pp["crop"]), patch_size)
 
-    def prepare(batch: Batch, key: Key[Array, ""], train: bool) -> Inputs:
+    def prepare(batch: Any, key: Key[Array, ""], train: bool) -> Inputs:
         images = normalise(batch.image, pp["mean"], pp["std"])
         keys = fold(jax.random.split(key, images.shape[0]), 1)
         mask = make_mask(mae["mask"], keys, grid, mae["num_visible"])

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_jax.ops.means import Mean
-
 METRICS = "metrics.jsonl"
 
 
@@ -94,8 +92,8 @@ class Window:
         values = {}
         for name in reports[0].means:
             means = [report.means[name] for report in finite]
-            total = Mean(sum(float(mean.total) for mean in means), sum(float(mean.count) for mean in means))
-            values[name] = float(total.total / total.count) if total.count else float("nan")
+            total, count = (float(sum(half)) for half in zip(*means, strict=True)) if means else (0.0, 0.0)
+            values[name] = total / count if count else float("nan")
         values["lr"] = float(reports[-1].learning_rate)
         values["grad_norm"] = float(reports[-1].grad_norm)
         values["img/s"] = len(reports) * batch / seconds

@@ -42,7 +42,10 @@ def transfer(
     Raises:
       UserError: an encoder parameter that is missing or of another shape, all listed.
     """
-    params, fresh, used, wrong = {}, [], set(), []
+    params: dict[str, np.ndarray] = {}
+    fresh: list[str] = []
+    wrong: list[str] = []
+    used: set[str] = set()
     for path, shape in target_shapes.items():
         bare = path.removeprefix("encoder/")
         name = next((key for key in (path, bare, f"encoder/{bare}") if key in source), None)

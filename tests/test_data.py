@@ -1,0 +1,444 @@
+"""Odd pictures, folder layouts, crops and augmentation, and an order that nothing but the seed decides."""
+
+import ast
+import io
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import UserError, configuration
+from vit_jax.contracts import Record
+from vit_jax.data import augment
+from vit_jax.data.decoding import UnreadablePicture, decode, open_picture
+from vit_jax.data.loader import eval_batches, train_batches
+from vit_jax.data.prepare import prepare
+from vit_jax.data.sources import open_source
+from vit_jax.data.transforms import Preprocess, random_resized_box, shifted
+
+# TFDS and ArrayRecord warn of their own doings
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+def preprocess(**pp):
+    config = configuration.default_fields()
+    config.pp.update(pp)
+    return Preprocess.from_config(config.pp)
+
+
+def encoded(picture, kind="PNG", **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def read(data, channels=3):
+    record = Record(data, -1, "x")
+    return np.asarray(decode(open_picture(record, channels), channels, "x"))
+
+
+def gradient(size=(24, 16)):
+    width, height = size
+    across = np.linspace(0, 255, width)[None, :, None] * np.ones((height, 1, 1))
+    return Image.fromarray(np.concatenate([across, across[:, ::-1], np.full_like(across, 40)], -1).astype(np.uint8))
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------
+
+
+def test_colour_and_grey_in_and_out():
+    np.testing.assert_array_equal(read(encoded(gradient())), np.asarray(gradient()))
+    grey = gradient().convert("L")
+    assert read(encoded(grey)).shape == (16, 24, 3)
+    np.testing.assert_array_equal(read(encoded(grey))[:, :, 1], np.asarray(grey))
+    np.testing.assert_array_equal(read(encoded(gradient()), 1), np.asarray(grey))
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    values = np.asarray([[0, 257, 32896, 65535]], np.uint16)
+    for kind in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(read(encoded(Image.fromarray(values), kind), 1), [[0, 1, 128, 255]])
+
+
+def test_transparency_is_laid_on_white_or_kept():
+    picture = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    picture.putpixel((1, 0), (0, 0, 0, 0))
+    np.testing.assert_array_equal(read(encoded(picture)), [[[255, 0, 0], [255, 255, 255]]])
+    np.testing.assert_array_equal(read(encoded(picture), 4)[0, 1], [0, 0, 0, 0])
+    palette = gradient().quantize(8)
+    assert read(encoded(palette, "GIF")).shape == (16, 24, 3)
+    palette.info["transparency"] = 0
+    assert (read(encoded(palette, "PNG", transparency=0)) == 255).all(axis=-1).any()
+
+
+def test_cmyk_jpeg_keeps_its_colours():
+    red = Image.new("RGB", (16, 16), (220, 30, 40))
+    found = read(encoded(red.convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(found.astype(int) - [220, 30, 40]).max() < 12
+
+
+def test_exif_rotation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to look right
+    found = read(encoded(gradient(), "JPEG", quality=95, exif=exif))
+    assert found.shape == (24, 16, 3)
+    assert found[0, :, 0].mean() < found[-1, :, 0].mean()
+
+
+def test_unreadable_pictures_are_named():
+    with pytest.raises(UnreadablePicture, match="x"):
+        read(b"no picture")
+    with pytest.raises(UnreadablePicture):
+        read(encoded(gradient((200, 200)), "JPEG")[:300])
+    with pytest.raises(UserError, match=r"pp\.channels"):
+        read(encoded(gradient()), 2)
+
+
+# ---- transforms ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(5, 7), (300, 200), (40, 41)])
+@pytest.mark.parametrize("train_crop", ["random_resized", "simple", "resize"])
+@pytest.mark.parametrize("crop", [32, (16, 48)])
+def test_every_view_has_the_size_of_the_crop(size, train_crop, crop):
+    record = Record(encoded(gradient(size), "JPEG"), -1, "x")
+    wanted = (32, 32, 3) if crop == 32 else (16, 48, 3)
+    for resize in (None, 40):
+        views = preprocess(
+            crop=crop, train_crop=train_crop, resize=resize, randaugment="rand-m9-mstd0.5-inc1", erasing=1.0
+        )
+        assert views.train(record, np.random.default_rng(0)).shape == wanted
+        assert views.evaluate(record).shape == wanted
+
+
+def test_random_resized_box_area_and_aspect():
+    rng = np.random.default_rng(0)
+    boxes = np.asarray([random_resized_box((300, 200), (0.2, 0.8), (3 / 4, 4 / 3), rng) for _ in range(2000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area, aspect = width * height / 60_000, width / height
+    assert 0.19 < area.min() < 0.23
+    assert 0.75 < area.max() < 0.81
+    assert aspect.min() > 0.74
+    assert aspect.max() < 1.35
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2] <= 300).all()
+    # a picture that no box fits: the largest centre crop of the allowed shape
+    assert random_resized_box((1000, 10), (0.9, 1.0), (3 / 4, 4 / 3), rng) == (493, 0, 506, 10)
+
+
+def test_reduced_decoding_shows_the_same_crop():
+    """JPEG draft mode decodes fewer pixels: the view must stay the same picture."""
+    big = gradient((1200, 900))
+    views = preprocess(crop=32, interpolation="bicubic", flip=False)
+    by_jpeg = views.train(Record(encoded(big, "JPEG", quality=95), -1, "x"), np.random.default_rng(5))
+    by_png = views.train(Record(encoded(big, "PNG"), -1, "x"), np.random.default_rng(5))
+    assert np.abs(by_jpeg.astype(int) - by_png).max() < 8
+
+
+def test_evaluation_takes_the_centre():
+    picture = np.zeros((40, 80, 3), np.uint8)
+    picture[:, 20:60] = 255
+    np.testing.assert_array_equal(preprocess(crop=40, resize=40).evaluate(Record(picture, -1, "x")), 255)
+
+
+def test_shifted_mirrors_at_the_border():
+    array = np.arange(8)[:, None, None] * np.ones((1, 8, 1))
+    seen = {tuple(shifted(array.astype(np.uint8), (8, 8), np.random.default_rng(s))[:, 0, 0]) for s in range(40)}
+    assert seen == {(0, 0, 1, 2, 3, 4, 5, 6), tuple(range(8)), (1, 2, 3, 4, 5, 6, 7, 7)}
+
+
+def test_flip_half_the_time():
+    array = np.asarray([[[0], [255]]], np.uint8)
+    views = preprocess(crop=(1, 2), channels=1, train_crop="resize")
+    flipped = [views.train(Record(array, -1, "x"), np.random.default_rng(s))[0, 0, 0] for s in range(400)]
+    assert 0.4 < np.mean(np.asarray(flipped) == 255) < 0.6
+
+
+def test_randaugment_is_timms_set_and_ranges():
+    assert len(augment.NAMES) == 15
+    assert "Cutout" not in augment.NAMES
+    parsed = augment.RandAugment.parse("rand-m9-mstd0.5-inc1", (1, 2, 3))
+    assert parsed == augment.RandAugment(9.0, 2, 0.5, 0.5, (1, 2, 3))
+    for wrong in ("rand-x3", "augmix-m9", "rand-m"):
+        with pytest.raises(UserError, match=r"pp\.randaugment"):
+            augment.RandAugment.parse(wrong, (0, 0, 0))
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    rng = np.random.default_rng(0)
+
+    def apply(name, level):
+        return np.asarray(augment.OPERATIONS[name](grey, float(level), rng, Image.Resampling.BILINEAR, (7,))).reshape(
+            -1
+        )
+
+    np.testing.assert_array_equal(apply("SolarizeAdd", 10)[:130], [*(np.arange(128) + 110), 128, 129])
+    np.testing.assert_array_equal(apply("Solarize", 5), [*range(128), *(255 - np.arange(128, 256))])
+    np.testing.assert_array_equal(apply("Posterize", 5), np.arange(256) // 64 * 64)
+    np.testing.assert_array_equal(apply("Invert", 9), 255 - np.arange(256))
+    moved = apply("TranslateXRel", 10).reshape(16, 16)  # 0.45 of 16 pixels, either way
+    assert (moved == 7).all(axis=0).sum() in (7, 8)
+    brightness = {round(apply("Brightness", 10)[100] / 100, 2) for _ in range(20)}
+    assert brightness == {0.1, 1.9}
+
+
+def test_randaugment_applies_each_draw_half_the_time(monkeypatch):
+    calls = Counter()
+    for name in augment.NAMES:
+        monkeypatch.setitem(
+            augment.OPERATIONS, name, lambda picture, *rest, name=name: (calls.update([name]), picture)[1]
+        )
+    policy, rng = augment.RandAugment(9.0, 2, 0.5), np.random.default_rng(0)
+    for _ in range(3000):
+        policy(gradient(), rng, None)
+    assert 0.48 < calls.total() / 6000 < 0.52
+    assert set(calls) == set(augment.NAMES)
+    assert max(calls.values()) < 1.35 * min(calls.values())
+
+
+def test_erasing_covers_a_bounded_area_with_noise():
+    array, rng = np.full((64, 64, 3), 3, np.uint8), np.random.default_rng(0)
+    erased = [augment.erase(array, rng, (0.5,), (0.2,)) for _ in range(200)]
+    shares = [float((picture != 3).any(axis=-1).mean()) for picture in erased]
+    assert 0.015 < min(shares) < 0.06
+    assert 0.25 < max(shares) < 0.36
+
+
+@pytest.mark.parametrize("wrong", [{"interpolation": "cubic"}, {"train_crop": "random"}, {"crop": 0}])
+def test_bad_transform_settings(wrong):
+    with pytest.raises(UserError, match="pp"):
+        preprocess(**wrong)
+
+
+# ---- sources ---------------------------------------------------------------------------------------------------
+
+
+def fill(folder, count=3, kind="png"):
+    folder.mkdir(parents=True)
+    for number in range(count):
+        gradient((12, 12 + number)).save(folder / f"{number}.{kind}")
+
+
+def test_digits_are_the_real_ones():
+    train, test = open_source("digits", "train"), open_source("digits", "test")
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.class_names == tuple("0123456789")
+    assert train[0].image.shape == (8, 8, 1)
+    assert max(int(train[i].image.max()) for i in range(50)) == 255
+    keys = {train[i].image.tobytes() for i in range(1437)} & {test[i].image.tobytes() for i in range(360)}
+    assert len(keys) <= 2  # the data set holds a few identical digits
+
+
+def test_split_syntax():
+    assert len(open_source("digits", "train[:98%]")) == 1408
+    assert len(open_source("digits", "train[98%:]")) == 29
+    part = open_source("digits", "train[100:103]")
+    np.testing.assert_array_equal(part[0].image, open_source("digits", "train")[100].image)
+    for wrong in ("train[", "tran", "train[5:5]"):
+        with pytest.raises(UserError, match=r"pp\.train"):
+            open_source("digits", wrong)
+
+
+def test_folder_with_a_split(tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "ant"):
+            fill(tmp_path / split / name)
+    (tmp_path / "train" / "ant" / ".hidden.png").write_bytes(b"")
+    source = open_source(str(tmp_path), "train")
+    assert source.class_names == ("ant", "cat")
+    assert [source[i].label for i in range(len(source))] == [0, 0, 0, 1, 1, 1]
+    assert Path(source[3].name).parent.name == "cat"
+    assert len(open_source(str(tmp_path), "test")) == 6
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_folder_without_a_split_gets_a_seeded_one(tmp_path, flat):
+    fill(tmp_path / "a" if not flat else tmp_path / "x", 20)
+    root = tmp_path / "x" if flat else tmp_path
+
+    def names(split, seed=0):
+        source = open_source(str(root), split, seed=seed)
+        assert (source.class_names is None) == flat
+        assert {source[i].label for i in range(len(source))} == ({-1} if flat else {0})
+        return {source[i].name for i in range(len(source))}
+
+    assert len(names("train")) == 18
+    assert not names("train") & names("test")
+    assert len(names("train") | names("test")) == 20
+    assert names("test") == names("test")
+    assert names("test") != names("test", seed=1)
+
+
+def test_folder_mistakes(tmp_path):
+    with pytest.raises(UserError, match="folder of pictures"):
+        open_source(str(tmp_path / "nothing"), "train")
+    with pytest.raises(UserError, match="found none"):
+        open_source(str(tmp_path), "train")
+    fill(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="'b'"):
+        open_source(str(tmp_path), "train")
+    (tmp_path / "b").rmdir()
+    fill(tmp_path / "c" / "train" / "x")
+    fill(tmp_path / "c" / "test" / "y")
+    with pytest.raises(UserError, match="'x', 'y'"):
+        open_source(str(tmp_path / "c"), "train")
+
+
+def test_prepared_tfds_data_set_comes_back_as_it_was(tmp_path):
+    for split in ("train", "test"):
+        for name in ("ant", "cat"):
+            fill(tmp_path / "in" / split / name, 4, "jpg")
+    gradient().save(tmp_path / "in" / "train" / "cat" / "odd.bmp")
+    summary = prepare(tmp_path / "in", tmp_path / "out")
+    assert summary == {"splits": {"train": 9, "test": 8}, "classes": ["ant", "cat"], "unreadable": []}
+    ours, theirs = open_source(str(tmp_path / "in"), "train"), open_source(str(tmp_path / "out"), "train")
+    assert theirs.class_names == ours.class_names
+    given = {ours[i].image: ours[i].label for i in range(9) if ours[i].name.endswith("jpg")}
+    stored = {theirs[i].image: theirs[i].label for i in range(9)}
+    assert given.items() <= stored.items()
+    assert len(open_source(str(tmp_path / "out"), "train[:50%]")) in (4, 5)
+    with pytest.raises(UserError, match="holds something"):
+        prepare(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(UserError, match="train"):
+        open_source(str(tmp_path / "out"), "validation")
+
+
+def test_prepare_names_unreadable_pictures_and_leaves_nothing_behind(tmp_path):
+    fill(tmp_path / "in", 5)
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"broken\.jpg"):
+        prepare(tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_unknown_tfds_name(tmp_path):
+    with pytest.raises(UserError, match="vit-jax prepare"):
+        open_source("no_such_dataset", "train", tfds_data_dir=str(tmp_path))
+
+
+# ---- order -----------------------------------------------------------------------------------------------------
+
+
+def take(count, **options):
+    given = {"batch": 12, "seed": 3} | options
+    batches = train_batches(open_source("fake", "train[:40]"), preprocess(crop=8, train_crop="simple"), **given)
+    return [next(batches) for _ in range(count)]
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_every_epoch_holds_every_example_once_in_a_new_order():
+    source = open_source("fake", "train[:40]")
+    plain = preprocess(crop=32, train_crop="resize", flip=False)
+    stream = train_batches(source, plain, batch=10, seed=3)
+    seen = np.concatenate([next(stream).image for _ in range(12)])
+    whole = {source[i].image.tobytes() for i in range(40)}
+    epochs = [[row.tobytes() for row in seen[start : start + 40]] for start in (0, 40, 80)]
+    for epoch in epochs:
+        assert set(epoch) == whole
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_workers_threads_and_the_starting_point_change_nothing():
+    reference = take(7)
+    assert not same(reference, take(7, seed=4))
+    assert same(reference, take(7, num_threads=4))
+    assert same(reference[4:], take(3, start=4))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_worker_processes_change_nothing():
+    assert same(take(5), take(5, num_workers=2))
+
+
+def test_processes_share_the_same_global_batch():
+    whole = take(3)
+    parts = [take(3, process=process, processes=3) for process in range(3)]
+    for number in range(3):
+        together = np.concatenate([parts[process][number].image for process in range(3)])
+        np.testing.assert_array_equal(together, whole[number].image)
+    with pytest.raises(UserError, match=r"config\.batch"):
+        take(1, process=0, processes=5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 16, 17])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_evaluation_sees_every_example_once(size, processes):
+    source = open_source("fake", f"test[:{size}]")
+    plain = preprocess(crop=32)
+    counts = set()
+    images = []
+    for process in range(processes):
+        batches = list(eval_batches(source, plain, batch=8, process=process, processes=processes))
+        counts.add(len(batches))
+        assert all(batch.image.shape[0] == 8 // processes for batch in batches)
+        images += [
+            image.tobytes() for batch in batches for image, w in zip(batch.image, batch.weight, strict=True) if w
+        ]
+    assert len(counts) == 1
+    assert Counter(images) == Counter(source[i].image.tobytes() for i in range(size))
+
+
+def test_unreadable_pictures_are_replaced_until_there_are_too_many(tmp_path):
+    fill(tmp_path / "train" / "a", 30)
+    fill(tmp_path / "test" / "a", 2)
+    (tmp_path / "train" / "a" / "broken.png").write_bytes(b"no")
+    source = open_source(str(tmp_path), "train")
+    stream = train_batches(source, preprocess(crop=8), batch=len(source), seed=0, max_unreadable=0.5)
+    assert next(stream).weight.all()
+    strict = train_batches(source, preprocess(crop=8), batch=len(source), seed=0)
+    with pytest.raises(UserError, match=r"broken\.png.*max_unreadable"):
+        next(strict)
+    rows = list(eval_batches(source, preprocess(crop=8), batch=4, max_unreadable=0.5))
+    assert sum(batch.weight.sum() for batch in rows) == len(source) - 1
+
+
+def test_the_data_room_knows_no_jax_and_no_tensorflow():
+    folder = Path(augment.__file__).parent
+    files = sorted(folder.glob("*.py"))
+    assert len(files) > 5
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"jax", "flax", "optax", "tensorflow", "torch"}, file
+
+
+WORKER = """
+from vit_jax import configuration
+from vit_jax.contracts import Record
+from vit_jax.data.loader import train_batches
+from vit_jax.data.transforms import Preprocess
+import numpy as np
+
+class Spy:
+    name, class_names = "spy", None
+    def __len__(self): return 8
+    def __getitem__(self, index):
+        import os, sys
+        from jax._src import xla_bridge
+        used = xla_bridge.backends_are_initialized() or "tensorflow" in sys.modules or "torch" in sys.modules
+        return Record(np.zeros((4, 4, 3), np.uint8), int(used) if os.getpid() != PARENT else 7, "x")
+
+import os
+PARENT = int(os.environ.setdefault("PARENT", str(os.getpid())))  # workers inherit it
+if __name__ == "__main__":
+    config = configuration.default_fields()
+    config.pp.crop = 4
+    stream = train_batches(Spy(), Preprocess.from_config(config.pp), batch=4, seed=0, num_workers=1)
+    print("labels", sorted(set(next(stream).label.tolist())))
+"""
+
+
+def test_a_loader_worker_starts_no_backend(tmp_path):
+    script = tmp_path / "spy.py"
+    script.write_text(
+        WORKER.replace("PARENT = os.getpid()", "PARENT = int(os.environ.setdefault('PARENT', str(os.getpid())))")
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert "labels [0]" in done.stdout, done.stdout + done.stderr[-2000:]

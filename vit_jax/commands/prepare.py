@@ -1,0 +1,26 @@
+"""`vit-jax prepare FOLDER OUT`: a folder of pictures -> a TFDS ArrayRecord data set."""
+
+from __future__ import annotations
+
+import argparse
+
+from vit_jax.data.prepare import prepare
+
+
+def run(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="vit-jax prepare", description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("out")
+    parser.add_argument("--seed", type=int, default=0, help="of the split, where the folder has none")
+    args = parser.parse_args(argv)
+    summary = prepare(args.folder, args.out, seed=args.seed)
+    for name, count in summary["splits"].items():
+        print(f"{name:6s} {count} pictures")
+    classes = summary["classes"]
+    print(f"classes {len(classes)}: {', '.join(classes[:10])}" if classes else "no labels")
+    for name in summary["unreadable"]:
+        print(f"left out, unreadable: {name}")
+    print(
+        f"next: vit-jax train --workdir=runs/mine --config=folder.py:{'scratch' if classes else 'pretrain'},{args.out}"
+    )
+    return 0
