@@ -11,6 +11,7 @@ import numpy as np
 
 from vit_jax import configuration
 from vit_jax.contracts import Record, UserError
+from vit_jax.data.decoding import UnreadablePicture
 from vit_jax.data.transforms import Preprocess
 from vit_jax.models.mae import MAE
 from vit_jax.models.registry import Model, assemble, build
@@ -69,7 +70,10 @@ class Trained:
     def preprocess(self, pictures: list[Any]) -> np.ndarray:
         """Paths, encoded bytes or uint8 arrays (H, W, c) -> uint8 "b H W c", cropped as in this run's evaluation."""
         evaluate = Preprocess.from_config(self.config["pp"]).evaluate
-        return np.stack([evaluate(as_record(picture)) for picture in pictures])
+        try:
+            return np.stack([evaluate(as_record(picture)) for picture in pictures])
+        except UnreadablePicture as error:
+            raise UserError(f"Expected pictures, this one cannot be read: {error}.") from error
 
     def pixels(self, pictures: list[Any]) -> jax.Array:
         """Preprocessed and normalised: what the model takes."""

@@ -73,29 +73,27 @@ def _write(place: Path, splits: dict[str, Any], unreadable: list[str]) -> dict[s
     if names is not None:
         features["label"] = tfds.features.ClassLabel(names=list(names))
 
-    with tfds.core.registered.skip_registering():  # so that one process may prepare several
+    class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = "pictures"
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = place
 
-        class Pictures(tfds.core.GeneratorBasedBuilder):
-            name = "pictures"
-            VERSION = tfds.core.Version("1.0.0")
-            pkg_dir_path = place
+        def _info(self) -> Any:
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
-            def _info(self) -> Any:
-                return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+        def _split_generators(self, manager: Any) -> Any:
+            return {name: self._generate_examples(source) for name, source in splits.items()}
 
-            def _split_generators(self, manager: Any) -> Any:
-                return {name: self._generate_examples(source) for name, source in splits.items()}
-
-            def _generate_examples(self, source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-                for index in range(len(source)):
-                    record = source[index]
-                    try:
-                        encoded = as_png_or_jpeg(record)
-                    except UnreadablePicture as error:
-                        unreadable.append(str(error))
-                        continue
-                    example = {"image": io.BytesIO(encoded), "name": Path(record.name).name}
-                    yield f"{index:09d}", example | ({"label": record.label} if names is not None else {})
+        def _generate_examples(self, source: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+            for index in range(len(source)):
+                record = source[index]
+                try:
+                    encoded = as_png_or_jpeg(record)
+                except UnreadablePicture as error:
+                    unreadable.append(str(error))
+                    continue
+                example = {"image": io.BytesIO(encoded), "name": Path(record.name).name}
+                yield f"{index:09d}", example | ({"label": record.label} if names is not None else {})
 
     tfds.disable_progress_bar()
     builder = Pictures(data_dir=place, file_format="array_record")
