@@ -41,11 +41,11 @@ class Unreadable:
 
     def add(self, error: UnreadablePicture) -> None:
         with self.lock:
-            if error.name in self.names:
-                return
+            new = error.name not in self.names
             self.names[error.name] = None
             count = len(self.names)
-        log.warning("unreadable picture %d: %s", count, error)
+        if new:
+            log.warning("unreadable picture %d: %s", count, error)
         if count > self.limit * self.size:
             raise UserError(
                 f"Expected at most {self.limit:.1%} unreadable pictures of {self.size}, found {count}: "

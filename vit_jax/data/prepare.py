@@ -73,7 +73,7 @@ def _write(place: Path, splits: dict[str, Any], unreadable: list[str]) -> dict[s
     if names is not None:
         features["label"] = tfds.features.ClassLabel(names=list(names))
 
-    class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
         name = "pictures"
         VERSION = tfds.core.Version("1.0.0")
         pkg_dir_path = place
