@@ -23,7 +23,7 @@ class Reconstructions(NamedTuple):
     deviation of each patch were used to bring them back."""
 
     original: Float[np.ndarray, "b H W c"]
-    masked: Float[np.ndarray, "b H W c"]
+    masked: Float[np.ndarray, "b H W c"]  # hidden patches grey
     predicted: Float[np.ndarray, "b H W c"]
     pasted: Float[np.ndarray, "b H W c"]
     true_statistics: bool
@@ -54,10 +54,11 @@ def reconstruct(
     def picture(rows: Array) -> np.ndarray:
         return np.asarray(denormalise(unpatchify(rows, encoder.grid, encoder.patch_size), mean, std))
 
-    # Black is below 0 in normalised units: a large negative number is clipped to it.
+    original = picture(patches)
+    hidden_pixels = unpatchify(jnp.broadcast_to(hidden, patches.shape), encoder.grid, encoder.patch_size)
     return Reconstructions(
-        original=picture(patches),
-        masked=picture(jnp.where(hidden, -100.0, patches)),
+        original=original,
+        masked=np.where(np.asarray(hidden_pixels), np.float32(0.5), original),
         predicted=picture(predicted),
         pasted=picture(jnp.where(hidden, predicted, patches)),
         true_statistics=cfg.normalised_target,
