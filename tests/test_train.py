@@ -272,3 +272,16 @@ def test_metrics_lines_are_json(small, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {row["kind"] for row in rows} == {"run", "train", "eval"}
     assert {"loss", "lr", "img/s", "data_wait"} <= {name for row in rows for name in row}
+
+
+def test_the_compilation_cache_lies_in_the_home_unless_the_user_chose(tmp_path):
+    script = "from vit_jax.train import use_compilation_cache as use; import jax; use(); print(jax.config.jax_compilation_cache_dir)"
+    bare = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+
+    def place(**more):
+        return subprocess.run(
+            [sys.executable, "-c", script], env=bare | more, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    assert place(XDG_CACHE_HOME=str(tmp_path)) == str(tmp_path / "vit_jax" / "xla")
+    assert place(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == str(tmp_path / "mine")

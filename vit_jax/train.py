@@ -210,7 +210,7 @@ def describe_devices(mesh: Any) -> str:
 
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the user chose a place (or none) by JAX's own variables."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.config.read("jax_compilation_cache_dir"):
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(Path(home) / "vit_jax" / "xla"))
