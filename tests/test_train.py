@@ -274,6 +274,18 @@ def test_metrics_lines_are_json(small, tmp_path):
     assert {"loss", "lr", "img/s", "data_wait"} <= {name for row in rows for name in row}
 
 
+def test_ctrl_c_ends_with_one_line(tmp_path):
+    process = start(tmp_path / "run", "--config.total_steps=100000")
+    assert wait_for(tmp_path / "run" / "metrics.jsonl", process)
+    while len(read_metrics(tmp_path / "run")) < 3 and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command continues" in output
+    assert "Traceback" not in output
+
+
 def test_the_compilation_cache_lies_in_the_home_unless_the_user_chose(tmp_path):
     script = (
         "from vit_jax.train import use_compilation_cache as use; import jax;"

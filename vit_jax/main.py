@@ -54,6 +54,14 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # checkpoints report their own; this is metrics, figures or the workdir itself
+        print(
+            f"error: Expected files that can be read and written, got {error}: free space or fix it.", file=sys.stderr
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; a training run continues from its last checkpoint with the same command", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
         return 130
 
 
