@@ -229,7 +229,7 @@ def test_killed_and_continued_is_bit_equal(tmp_path):
 
 @pytest.mark.slow
 def test_killed_twenty_times_is_bit_equal(tmp_path):
-    check_killed_run(tmp_path, 20, 1, 18, "--config.total_steps=4000")
+    check_killed_run(tmp_path, 20, 1, 18, "--config.total_steps=1500", "--config.checkpoint_every=25")
 
 
 def test_sigterm_saves_and_exits_with_zero(tmp_path):
