@@ -22,7 +22,7 @@ from vit_jax.training.step import State
 
 FOLDER = "checkpoints"
 ARRAYS, NOTES = ("params", "ema", "train"), ("data", "config", "metadata")
-logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax reports every file at INFO
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file and that it only reads
 
 
 def _flat(tree: Any) -> dict[str, Any]:
