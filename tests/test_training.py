@@ -13,7 +13,7 @@ from vit_jax.models.registry import build, flat_params
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
 from vit_jax.training.schedules import in_steps, make_schedule
-from vit_jax.training.step import make_program, state_paths
+from vit_jax.training.step import make_program
 
 
 def made_up_batch(size=16, seed=0, padded=0):
@@ -49,7 +49,7 @@ def busy(small, stage, **changes):
 
 
 def assert_same_states(one, other):
-    ours, theirs = state_paths(one), state_paths(other)
+    ours, theirs = flat_params(one), flat_params(other)
     assert ours.keys() == theirs.keys()
     for path, value in ours.items():
         scale = max(float(np.abs(np.asarray(value)).max()), 1e-3)
@@ -78,7 +78,7 @@ def test_eight_devices_equal_one(small, stage, mesh):
         np.testing.assert_allclose(other.means["loss"].total, one.means["loss"].total, rtol=1e-4)
     assert_same_states(alone, together)
     if mesh.get("fsdp"):
-        split = [path for path, leaf in state_paths(together).items() if not leaf.sharding.is_fully_replicated]
+        split = [path for path, leaf in flat_params(together).items() if not leaf.sharding.is_fully_replicated]
         assert any("mu" in path for path in split), "optimiser state is not sharded"
         assert any(path.startswith("params") and "fc1/kernel" in path for path in split)
     del program
@@ -194,7 +194,7 @@ def test_adamw_is_optaxs(small):
 def test_sgd_keeps_its_momentum_in_bfloat16(small):
     config = small("scratch", optim="sgd", optim_dtype="bfloat16", weight_decay=0.0)
     _, state, _ = run_steps(config, steps=1)
-    momenta = [leaf for path, leaf in state_paths(state).items() if "opt_state" in path and leaf.ndim]
+    momenta = [leaf for path, leaf in flat_params(state).items() if "opt_state" in path and leaf.ndim]
     assert momenta
     assert {leaf.dtype for leaf in momenta} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}

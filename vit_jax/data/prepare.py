@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vit_jax.contracts import Record, UserError
 from vit_jax.data.decoding import UnreadablePicture, decode, open_picture
 from vit_jax.data.folders import folder_records
@@ -111,5 +109,5 @@ def as_png_or_jpeg(record: Record) -> bytes:
     if kept:
         return record.image
     buffer = io.BytesIO()
-    Image.Image.save(upright, buffer, format="PNG")
+    upright.save(buffer, format="PNG")
     return buffer.getvalue()

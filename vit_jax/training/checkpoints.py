@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vit_jax.contracts import UserError
-from vit_jax.models.registry import path_name
+from vit_jax.models.registry import flat_params, path_name
 from vit_jax.training.step import State
 
 FOLDER = "checkpoints"
@@ -27,7 +27,7 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file an
 
 def _flat(tree: Any) -> dict[str, Any]:
     """Leaves by path with dots (a slash would be a folder); NumPy and JSON friendly."""
-    return {path_name(path).replace("/", "."): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    return {path.replace("/", "."): leaf for path, leaf in flat_params(tree).items()}
 
 
 def _items(state: State) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from vit_jax import sharding
 from vit_jax.contracts import Batch, Config, UserError
-from vit_jax.models.registry import build, path_name
+from vit_jax.models.registry import build, flat_params, path_name
 from vit_jax.ops.keys import key_for
 from vit_jax.ops.means import Mean, merge_all
 from vit_jax.training.objectives import Objective
@@ -56,11 +56,6 @@ class Program(NamedTuple):
 SEED = jax.ShapeDtypeStruct((), jnp.int32)
 
 
-def state_paths(state: Any) -> dict[str, Any]:
-    """The leaves of a state (or of its shapes) by path, "params/transformer/..."."""
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
-
-
 def make_program(
     config: Config, objective: Objective, schedule: Schedule, num_classes: int | None, mesh: Mesh
 ) -> Program:
@@ -82,7 +77,7 @@ def make_program(
         return State(zero, params, optimizer.init(params), ema, zero, zero)
 
     abstract = jax.eval_shape(create, SEED)
-    layouts = sharding.layout({path: leaf.shape for path, leaf in state_paths(abstract).items()}, mesh)
+    layouts = sharding.layout({path: leaf.shape for path, leaf in flat_params(abstract).items()}, mesh)
     layout = jax.tree_util.tree_map_with_path(lambda path, _: layouts[path_name(path)], abstract)
     step = make_step(config, graph, objective, schedule, optimizer)
     return Program(
