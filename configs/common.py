@@ -76,8 +76,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.mixup, config.cutmix = 0.0, 0.0  # Beta parameters, 0: off
 
     # Run
-    config.init_from = either(None, "workdir")  # weights of another run; resuming needs nothing but --workdir
-    config.pretrained_dir = "."  # where Google's published .npz files lie
+    # Weights to start from: another run's workdir, or a file of Google's, MAE's, DeiT's, timm's or a Hugging Face
+    # folder. Resuming needs nothing but --workdir.
+    config.init_from = either(None, "workdir or file")
+    config.pretrained_dir = either(None, "folder")  # Google's way: start from <model_name>.npz in it
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.eval_every = 500  # steps; 0: only at the end
     config.progress_every = 50
@@ -103,14 +105,20 @@ def model_defaults() -> ml_collections.ConfigDict:
     m = ml_collections.ConfigDict()
     m.model_name = "ViT-B_16"
     m.patches = ml_collections.ConfigDict({"size": either((16, 16), 16)})
+    m.resnet = ml_collections.ConfigDict()  # the hybrids' stem
+    m.resnet.num_layers = either(None, (3, 4, 9))  # units of each stage; (): its root alone; None: no stem
+    m.resnet.width_factor = 1
     m.hidden_size = 768
     m.transformer = transformer_defaults()
     m.classifier = "token"  # "gap", "map", "unpooled", "token_unpooled"
     m.cls_token = either(None, True)  # None: where the classifier needs it
+    m.dist_token = False  # DeiT's distillation token
+    m.dist_head = True  # and its own head; False: only the class token is classified
     m.norm_after_pool = False  # True: pool first, then the norm (MAE's and BEiT's fc_norm)
     m.representation_size = either(None, 768)  # tanh layer before the head
     m.positions = "learn"  # "sincos2d" (big_vision's formula), "sincos2d_mae", "none"
     m.positions_std = either(0.02, None)  # learned tables; None: 1/sqrt(hidden_size)
+    m.cls_position = True  # False: no row for the class token in the table (big_vision, DeiT III)
     m.train_positions = True  # False: a sin-cos table stays constant
     m.activation = "gelu_tanh"  # or "gelu_erf"
     m.norm_eps = 1e-6

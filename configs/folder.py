@@ -11,6 +11,7 @@ depend on your pictures; CIFAR-10 as such a folder is in docs/results.md.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import struct
 
@@ -72,9 +73,11 @@ def look_at(folder: pathlib.Path) -> tuple[int, int]:
     """(number of pictures, median short side of some of them); a prepared data set counts as 50,000 of 224 pixels."""
     if not folder.is_dir():
         raise ValueError(f"Expected a folder of pictures, {folder} is none.")
-    if any(folder.rglob("dataset_info.json")):
+    # os.walk, because a folder may be a link to one on another disk, which pathlib's rglob does not enter.
+    files = [pathlib.Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names]
+    if any(path.name == "dataset_info.json" for path in files):
         return 50_000, 224
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"Expected pictures in {folder}, found none.")
     sides = sorted(side for path in paths[:: max(1, len(paths) // 50)] if (side := short_side(path)))

@@ -18,13 +18,25 @@ SIZES = {
     "g": (1408, 40, 6144, 16, 0.0),
     "G": (1664, 48, 8192, 16, 0.0),
 }
+# Hybrids: units of the ResNet stem's stages, and the cells of its map that make a patch. R50's fourth stage is folded
+# into the third for stride 16. "R+ViT-Ti_16" has the root alone: patches of 8 on a map 4 times smaller (stride 32).
+HYBRIDS = {
+    "R+ViT-Ti_16": ((), 8),
+    "R26+ViT-S_32": ((2, 2, 2, 2), 1),
+    "R26+ViT-B_32": ((2, 2, 2, 2), 1),
+    "R50+ViT-B_16": ((3, 4, 9), 1),
+    "R50+ViT-L_32": ((3, 4, 6, 3), 1),
+}
 
 
 def model_config(name: str) -> ml_collections.ConfigDict:
-    """`ViT-{size}_{patch}` for any size of the table and any patch."""
-    size, _, patch = name.removeprefix("ViT-").partition("_")
-    if size not in SIZES or not patch.isdigit():
-        raise ValueError(f"Expected a model ViT-{{{','.join(SIZES)}}}_{{patch}} such as ViT-B_16, got {name!r}.")
+    """`ViT-{size}_{patch}` for any size of the table and any patch, or a hybrid of HYBRIDS."""
+    size, _, patch = name.rpartition("+")[2].removeprefix("ViT-").partition("_")
+    if size not in SIZES or not patch.isdigit() or ("+" in name and name not in HYBRIDS):
+        raise ValueError(
+            f"Expected a model ViT-{{{','.join(SIZES)}}}_{{patch}} such as ViT-B_16, or one of "
+            f"{', '.join(HYBRIDS)}, got {name!r}."
+        )
     width, layers, mlp, heads, dropout = SIZES[size]
     model = common.model_defaults()
     model.model_name, model.hidden_size = name, width
@@ -35,6 +47,10 @@ def model_config(name: str) -> ml_collections.ConfigDict:
     if size in ("g", "G"):  # Scaling ViT: no class token, attention pooling
         model.classifier = "map"
         model.positions_std = None
+    if name in HYBRIDS:
+        model.resnet.num_layers, cells = HYBRIDS[name]
+        model.patches.size = (cells, cells)
+        model.transformer.dropout_rate = 0.1 if name == "R50+ViT-B_16" else 0.0
     return model
 
 
@@ -68,6 +84,11 @@ def get_h14_config():
     return model_config("ViT-H_14")
 
 
+def get_r50_b16_config():
+    """R50+B/16, 99M."""
+    return model_config("R50+ViT-B_16")
+
+
 NAMES = [
     "ViT-Ti_16",
     "ViT-S_16",
@@ -81,12 +102,21 @@ NAMES = [
     "ViT-g_14",
     "ViT-G_14",
 ]
+NAMES += HYBRIDS
 MODEL_CONFIGS = {name: model_config(name) for name in NAMES}
-BY_SHORT_NAME = {name.removeprefix("ViT-").replace("G_", "bigG_").replace("_", "").lower(): name for name in NAMES}
+
+
+def short_name(name: str) -> str:
+    """ViT-B_16 -> b16, ViT-G_14 -> bigg14, R50+ViT-B_16 -> r50_b16."""
+    stem, plus, rest = name.rpartition("+")
+    return f"{stem}{plus.replace('+', '_')}{rest.removeprefix('ViT-').replace('G_', 'bigG_').replace('_', '')}".lower()
+
+
+BY_SHORT_NAME = {short_name(name): name for name in NAMES}
 
 
 def from_short_name(short: str) -> ml_collections.ConfigDict:
-    """A model by the short names of the command line: ti16, s16, b16, l16, h14, g14, bigg14."""
+    """A model by the short names of the command line: ti16, s16, b16, l16, h14, g14, bigg14, r50_b16."""
     if short not in BY_SHORT_NAME:
         raise ValueError(f"Expected a model of {', '.join(BY_SHORT_NAME)}, got {short!r}.")
     return model_config(BY_SHORT_NAME[short])

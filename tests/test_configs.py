@@ -69,7 +69,7 @@ def test_recipe_takes_a_step(name, argument, folder, tmp_path):
     assert np.isfinite(result.metrics["loss"])
 
 
-WRONG = ["mae.py:x16", "vit.py:b16", "vit.py:q16,cifar10", "augreg.py:R_Ti_16", "folder.py:scratch,/no"]
+WRONG = ["mae.py:x16", "vit.py:b16", "vit.py:q16,cifar10", "augreg.py:R_Ti_8", "folder.py:scratch,/no"]
 
 
 @pytest.mark.parametrize("wrong", WRONG)

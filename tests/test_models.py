@@ -19,7 +19,8 @@ from vit_jax.ops.masks import make_mask
 PUBLISHED = {
     "ViT-Ti_16": 5_717_416, "ViT-S_16": 22_050_664, "ViT-S_32": 22_878_952, "ViT-B_8": 86_576_872,
     "ViT-B_16": 86_567_656, "ViT-B_32": 88_224_232, "ViT-L_16": 304_326_632, "ViT-L_32": 306_535_400,
-    "ViT-H_14": 632_045_800,
+    "ViT-H_14": 632_045_800, "R+ViT-Ti_16": 6_337_704, "R26+ViT-S_32": 36_431_912, "R26+ViT-B_32": 101_383_976,
+    "R50+ViT-B_16": 98_659_112, "R50+ViT-L_32": 328_994_856,
 }  # fmt: skip
 # Scaling ViT: with the attention-pooling head, without the classifier
 SCALING = {"ViT-G_14": 1_881_132_416}

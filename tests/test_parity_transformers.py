@@ -22,13 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 
 
-def randomise(module, seed=0):
+def randomise(module, seed=0, scale=0.1):
     """Weights away from their initial zeros and ones, so that every one of them matters."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.named_parameters():
             if "pos_embed" not in name and "position_embeddings" not in name:
-                tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator))
+                tensor.add_(scale * torch.randn(tensor.shape, generator=generator))
 
 
 def set_their_tables(mae):

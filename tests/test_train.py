@@ -288,7 +288,7 @@ def test_ctrl_c_ends_with_one_line(tmp_path):
 
 def test_the_compilation_cache_lies_in_the_home_unless_the_user_chose(tmp_path):
     script = (
-        "from vit_jax.train import use_compilation_cache as use; import jax;"
+        "from vit_jax.devices import use_compilation_cache as use; import jax;"
         "use(); print(jax.config.jax_compilation_cache_dir)"
     )
     bare = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}

@@ -8,3 +8,6 @@ GRADIENT = 2e-4
 SUM_ORDER = 2e-5
 # formulas worked by hand in float64
 EXACT = 1e-6
+# logits of converted weights against the code they came from, float32: B-sized and smaller; L and H add more terms
+CONVERTED = 1e-5
+CONVERTED_LARGE = 1e-4

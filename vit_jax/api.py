@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import numpy as np
 
 from vit_jax import configuration
 from vit_jax.contracts import Record, UserError
+from vit_jax.conversion.convert import refit
 from vit_jax.data.decoding import UnreadablePicture
 from vit_jax.data.transforms import Preprocess
 from vit_jax.models.mae import MAE
 from vit_jax.models.registry import Model, assemble, build
 from vit_jax.models.vit import ViT
 from vit_jax.ops.pixels import normalise
-from vit_jax.training.checkpoints import Checkpoints
+from vit_jax.weights import open_weights
+
+log = logging.getLogger("vit_jax")
 
 
 def create(
@@ -66,6 +70,7 @@ class Trained:
     config: dict[str, Any]
     class_names: tuple[str, ...] | None
     step: int
+    notes: tuple[str, ...] = ()  # what loading replaced: a new head, resampled positions
 
     def preprocess(self, pictures: list[Any]) -> np.ndarray:
         """Paths, encoded bytes or uint8 arrays (H, W, c) -> uint8 "b H W c", cropped as in this run's evaluation."""
@@ -104,26 +109,33 @@ def as_record(picture: Any) -> Record:
     return Record(picture, -1, "picture")
 
 
-def load(workdir: str | Path, *, step: int | None = None, averaged: bool = True) -> Trained:
-    """What a run of this library left in `workdir`, at its last step or at `step`.
+def load(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    averaged: bool = True,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    **given: Any,
+) -> Trained:
+    """What a run of this library left in a workdir, or anyone's published weights.
 
     Args:
-      workdir: the folder given to training.
-      step: an earlier step that is still there.
-      averaged: use the moving average of the parameters where the run kept one.
+      path: a workdir; or Google's .npz, MAE's, DeiT's and timm's .pth and .safetensors, a Hugging Face folder; local,
+        `gs://...` or `hf:owner/name`.
+      step: of a workdir, an earlier step that is still there.
+      averaged: of a workdir, use the moving average of the parameters where the run kept one.
+      num_classes: another number of classes than the file has: a new head of zeros, which `notes` says.
+      image_size: another picture size than the file has: positions are resampled as the source's own code does it.
+      given: what a file cannot show: num_heads, decoder_num_heads, stored_size (pixels of its training, where they were
+        not square), normalised_target (of a MAE with decoder).
 
     Raises:
-      UserError: no checkpoint there, or not at that step.
+      UserError: no checkpoint there, an unknown format, or tensors that do not match, all of them listed.
     """
-    checkpoints = Checkpoints(workdir, read_only=True)
-    found = checkpoints.latest() if step is None else step
-    if found is None or found not in checkpoints.manager.all_steps():
-        raise UserError(
-            f"Expected a checkpoint{'' if step is None else f' of step {step}'} in {workdir}, found steps "
-            f"{list(checkpoints.manager.all_steps())}: train first, or give another step."
-        )
-    config, metadata = checkpoints.read(found)
-    model = assemble(config, metadata["num_classes"], checkpoints.params(found, averaged=averaged))
-    checkpoints.close()
-    names = metadata["class_names"]
-    return Trained(model, config, None if names is None else tuple(names), found)
+    weights, found = open_weights(path, step=step, averaged=averaged, **given)
+    weights = refit(weights, num_classes=num_classes, image_size=image_size)
+    for note in weights.notes:
+        log.warning("%s: %s", path, note)
+    model = assemble(weights.config, weights.num_classes, weights.params)
+    return Trained(model, weights.config, weights.class_names, found, weights.notes)

@@ -112,9 +112,22 @@ def plain(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(as_dict))
 
 
+def completed(stored: Config) -> dict[str, Any]:
+    """A configuration read from a checkpoint, with the defaults of fields that are newer than it."""
+
+    def fill(defaults: dict[str, Any], values: Config) -> dict[str, Any]:
+        filled = dict(defaults)
+        for field in values:
+            value = values[field]
+            filled[field] = fill(defaults[field], value) if isinstance(defaults.get(field), dict) else value
+        return filled
+
+    return fill(plain(default_fields()), stored)
+
+
 def check_same(given: Config, stored: Config, workdir: str) -> None:
     """Raise `UserError` where a workdir holds a run of another configuration."""
-    ours, theirs = dict(flatten(plain(given))), dict(flatten(stored))
+    ours, theirs = dict(flatten(plain(given))), dict(flatten(completed(stored)))
     differing = [
         f"{field} (there {theirs.get(field)!r}, now {ours.get(field)!r})"
         for field in sorted(ours.keys() | theirs.keys())

@@ -69,7 +69,10 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"The command line does not fit the config: {' '.join(str(error).split())}") from error
+        words = str(error)
+        if "Traceback" in words:  # config_flags hands on a whole one; its last line is what was meant
+            words = words.strip().splitlines()[-1]
+        raise UserError(f"The command line does not fit the config: {' '.join(words.split())}") from error
 
 
 if __name__ == "__main__":

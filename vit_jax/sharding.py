@@ -28,9 +28,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"fc1/bias", ("tensor",)),
     (r"fc2/kernel", ("tensor", "fsdp")),
     (r"(embedding|decoder_embed|pre_logits|predict)/kernel", (None, "fsdp")),
-    (r"head_out/kernel", ("fsdp", "tensor")),
+    (r"head_(out|dist)/kernel", ("fsdp", "tensor")),
+    (r"conv(_root|_proj|\d)/kernel", (None, None, None, "fsdp")),
     (r"positions", (None, "fsdp")),
-    (r"(bias|scale|scale1|scale2|cls|mask_token|probe)", ()),
+    (r"(bias|scale|scale1|scale2|cls|dist|mask_token|probe)", ()),
 )
 
 

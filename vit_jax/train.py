@@ -6,8 +6,8 @@ devices -> data -> model and optimiser -> where we begin -> loop (evaluate? save
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from vit_jax import configuration, sharding
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.loader import eval_batches, train_batches
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.transforms import Preprocess
+from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
 from vit_jax.models.registry import count_params, flat_params, pair, path_name
 from vit_jax.training.checkpoints import Checkpoints
@@ -32,6 +34,7 @@ from vit_jax.training.schedules import in_steps, make_schedule
 from vit_jax.training.step import Program, State, make_program
 from vit_jax.training.tracker import Tracker, Window
 from vit_jax.training.transfer import transfer
+from vit_jax.weights import open_weights
 
 Draw = Callable[[Path, Config, Any, Batch], None]
 
@@ -57,22 +60,102 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None) -> Result
     """
     configuration.check_fields(config)
     stop = _stop_on_sigterm()
+    held = prepare(config, Path(workdir), draw, stop)
+    try:
+        loop(held)
+        # Last words: a stopped run is saved where it is, a finished one is judged
+        held.save()
+        held.checkpoints.wait()
+        metrics = None if stop else held.judge()
+        if not stop:
+            held.picture()
+        elif held.step < held.total_steps:
+            held.tracker.say(f"stopped at step {held.step}, saved; the same command continues")
+    finally:
+        held.tracker.close()
+        held.checkpoints.close()
+    return Result(metrics or {}, held.step, bool(stop))
 
+
+@dataclasses.dataclass
+class Run:
+    """What one run holds; `state` and `step` move, the rest stays."""
+
+    config: Config
+    workdir: Path
+    draw: Draw | None
+    stop: list[int]  # signals received
+    mesh: Mesh
+    source: Source
+    test: Source
+    preprocess: Preprocess
+    num_classes: int | None
+    total_steps: int
+    program: Program
+    eval_step: Any
+    checkpoints: Checkpoints
+    metadata: dict[str, Any]
+    tracker: Tracker
+    state: State
+    step: int
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Training batches from number `start` on: the data is a function of (seed, step)."""
+        config = self.config
+        return train_batches(
+            self.source, self.preprocess, batch=config["batch"], seed=config["seed"], start=start,
+            process=jax.process_index(), processes=jax.process_count(), num_workers=config["num_workers"],
+            num_threads=config["num_threads"], prefetch=config["prefetch"], max_unreadable=config["max_unreadable"],
+        )  # fmt: skip
+
+    def tests(self) -> Iterator[Batch]:
+        """The evaluation pictures, every one once."""
+        config = self.config
+        return eval_batches(
+            self.test, self.preprocess, batch=config["batch_eval"], process=jax.process_index(),
+            processes=jax.process_count(), num_threads=config["num_threads"], max_unreadable=config["max_unreadable"],
+        )  # fmt: skip
+
+    @property
+    def best_params(self) -> Any:
+        """The moving average where there is one."""
+        return self.state.params if self.state.ema is None else self.state.ema
+
+    def judge(self) -> dict[str, float] | None:
+        """Evaluate and record; None when told to stop meanwhile."""
+        metrics = evaluate(self.eval_step, self.best_params, self.tests(), self.mesh, stop=lambda: bool(self.stop))
+        if metrics is not None:
+            self.tracker.record("eval", self.step, metrics)
+            words = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            self.tracker.say(f"step {self.step}  test  {words}")
+        return metrics
+
+    def picture(self) -> None:
+        """Draw what the caller asked for."""
+        if self.draw is not None and jax.process_index() == 0:
+            model = nnx.merge(self.program.graph, self.best_params)
+            self.draw(self.workdir, self.config, model, next(iter(self.tests())))
+
+    def save(self) -> None:
+        """State, clock and data position together."""
+        self.checkpoints.save(self.state, configuration.plain(self.config), self.metadata)
+
+
+def prepare(config: Config, workdir: Path, draw: Draw | None, stop: list[int]) -> Run:
+    """Everything before the first step, in the order in which it can fail; nothing is written before it all fits."""
     # Devices
     use_compilation_cache()
-    mesh = _mesh(config)
-    process, processes = jax.process_index(), jax.process_count()
+    mesh = make_mesh(config)
+    _check_eval_batch(config, mesh)
 
     # Data
-    source = _open(config, config["pp"]["train"])
-    test = _open(config, config["pp"]["test"])
+    source, test = _open(config, config["pp"]["train"]), _open(config, config["pp"]["test"])
     if config["objective"] == "classify" and source.class_names != test.class_names:
         raise UserError("Expected the same classes in pp.train and pp.test, they differ: check the folders' names.")
     preprocess = Preprocess.from_config(config["pp"])
     num_classes = None if config["objective"] == "mae" else len(source.class_names or ())
     steps_per_epoch = len(source) / config["batch"]
     total_steps = in_steps(config, "total", steps_per_epoch)
-    _check_eval_batch(config, mesh)
 
     # Model and optimiser
     objective = make_objective(config, num_classes)
@@ -83,91 +166,61 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None) -> Result
         raise UserError(str(error)) from error
     eval_step = make_eval_step(objective, program.graph, program.layout.params, mesh)
 
-    # Where we begin: 1 this workdir's own last checkpoint, 2 another run's weights, 3 from scratch
-    workdir = Path(workdir)
+    # Where we begin: 1 this workdir's own last checkpoint, 2 given weights, ours or converted, 3 from scratch
     _make_folder(workdir)
     checkpoints = Checkpoints(workdir, keep=config["keep_checkpoints"])
-    state, begin_note = begin(config, program, checkpoints)
-    metadata = _metadata(config, source, num_classes)
-    _write_once(workdir, config, program)
-
+    state, note = begin(config, program, checkpoints)
     step = int(state.step)
-    batches = train_batches(
-        source, preprocess, batch=config["batch"], seed=config["seed"], start=step, process=process,
-        processes=processes, num_workers=config["num_workers"], num_threads=config["num_threads"],
-        prefetch=config["prefetch"], max_unreadable=config["max_unreadable"],
-    )  # fmt: skip
-    tracker = Tracker(workdir, step=step, total_steps=total_steps, writes=process == 0)
+    _write_once(workdir, config, program)
+    tracker = Tracker(workdir, step=step, total_steps=total_steps, writes=jax.process_index() == 0)
     tracker.say(
-        f"{begin_note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
+        f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
         f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"
     )
+    metadata = _metadata(config, source, num_classes)
+    return Run(config, workdir, draw, stop, mesh, source, test, preprocess, num_classes, total_steps, program,
+               eval_step, checkpoints, metadata, tracker, state, step)  # fmt: skip
 
-    def tests() -> Iterator[Batch]:
-        return eval_batches(source=test, preprocess=preprocess, batch=config["batch_eval"], process=process,
-                            processes=processes, num_threads=config["num_threads"])  # fmt: skip
 
-    def judge(step: int) -> dict[str, float] | None:
-        params = state.params if state.ema is None else state.ema
-        metrics = evaluate(eval_step, params, tests(), mesh, stop=lambda: bool(stop))
-        if metrics is not None:
-            tracker.record("eval", step, metrics)
-            tracker.say(f"step {step}  test  " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        return metrics
-
-    def picture() -> None:
-        if draw is not None and process == 0:
-            params = state.params if state.ema is None else state.ema
-            draw(workdir, config, nnx.merge(program.graph, params), next(iter(tests())))
-
-    # Loop
+def loop(run: Run) -> None:
+    """Draw, step, log, evaluate, save: until the last step or a signal."""
+    config, tracker = run.config, run.tracker
+    batches = run.batches(run.step)
     compiled, window, seed = None, Window(), np.int32(config["seed"])
     try:
-        while step < total_steps and not stop:
+        while run.step < run.total_steps and not run.stop:
             waiting = time.perf_counter()
             batch = next(batches)
             if compiled is None:
-                check_batch(batch, preprocess_size(config), config["pp"]["channels"], num_classes)
-                compiled = _compile(program, state, batch, seed, mesh, tracker, step)
+                check_batch(batch, preprocess_size(config), config["pp"]["channels"], run.num_classes)
+                compiled = _compile(run, batch, seed)
                 window = Window()
                 waiting = time.perf_counter()
-            on_device = sharding.put(batch, mesh)
+            on_device = sharding.put(batch, run.mesh)
             window.waited += time.perf_counter() - waiting
-            state, report = compiled(state, on_device, seed)
+            run.state, report = compiled(run.state, on_device, seed)
             window.reports.append(report)
-            step += 1
-            checkpoints.check()
+            run.step += 1
+            run.checkpoints.check()
 
-            last = step == total_steps
-            if _due(step, config["progress_every"]) or last:
+            last = run.step == run.total_steps
+            if _due(run.step, config["progress_every"]) or last:
                 reports = jax.device_get(window.reports)
-                _log(tracker, config, window, reports, step, total_steps)
-                _guard(config, reports, step, workdir, source, preprocess)
+                _log(tracker, config, window, reports, run.step, run.total_steps)
+                _guard(run, reports)
                 window = Window()
-            if not last and _due(step, config["eval_every"]):
-                judge(step)
+            if not last and _due(run.step, config["eval_every"]):
+                run.judge()
                 window = _restarted(window)
-            if not last and _due(step, config["figures_every"]):
-                picture()
+            if not last and _due(run.step, config["figures_every"]):
+                run.picture()
                 window = _restarted(window)
-            if not last and _due(step, config["checkpoint_every"]):
-                checkpoints.save(state, configuration.plain(config), metadata)
-
-        # Last words: a stopped run is saved where it is, a finished one is judged
-        checkpoints.save(state, configuration.plain(config), metadata)
-        checkpoints.wait()
-        metrics = judge(step) if not stop else None
-        if not stop:
-            picture()
-        elif step < total_steps:
-            tracker.say(f"stopped at step {step}, saved; the same command continues")
+            if not last and _due(run.step, config["checkpoint_every"]):
+                run.save()
     finally:
         close = getattr(batches, "close", None)
         if close:
             close()
-        tracker.close()
-        checkpoints.close()
-    return Result(metrics or {}, step, bool(stop))
 
 
 def begin(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[State, str]:
@@ -178,21 +231,23 @@ def begin(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[S
         configuration.check_same(config, stored, str(checkpoints.folder.parent))
         return checkpoints.restore(own, program.abstract, program.layout), f"continuing at step {own}"
     state = program.init(np.int32(config["seed"]))
-    if config["init_from"]:
-        other = Checkpoints(config["init_from"], read_only=True)
-        step = other.latest()
-        if step is None:
-            raise UserError(f"Expected a checkpoint in init_from={config['init_from']}, it has none.")
-        theirs, _ = other.read(step)
+    if given := _given_weights(config):
+        theirs, where = open_weights(given)
         shapes = {path: leaf.shape for path, leaf in flat_params(state.params).items()}
-        moved = transfer(other.params(step), theirs, shapes, config)
-        other.close()
+        moved = transfer(theirs.params, theirs.config, shapes, config, theirs.resampling)
         params = jax.tree_util.tree_map_with_path(
             lambda path, leaf: jax.device_put(moved.params.get(path_name(path), leaf), leaf.sharding), state.params
         )
         ema = state.ema if state.ema is None else jax.tree.map(lambda leaf: leaf.copy(), params)
-        return state._replace(params=params, ema=ema), f"from {config['init_from']} step {step}: {moved.summary()}"
+        return state._replace(params=params, ema=ema), f"from {given} step {where}: {moved.summary()}"
     return state, "from scratch"
+
+
+def _given_weights(config: Config) -> str | None:
+    """`init_from`, or Google's way: the published file of the model's name in `pretrained_dir`."""
+    if config["init_from"] or not config["pretrained_dir"]:
+        return config["init_from"]
+    return str(Path(config["pretrained_dir"]) / f"{config['model']['model_name']}.npz")
 
 
 def _open(config: Config, split: str) -> Source:
@@ -203,32 +258,12 @@ def preprocess_size(config: Config) -> tuple[int, int]:
     return pair(config["pp"]["crop"])
 
 
-def describe_devices(mesh: Any) -> str:
-    devices = mesh.devices.reshape(-1)
-    return f"{devices.size} x {devices[0].device_kind} ({devices[0].platform})"
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs between runs, unless the user chose a place (or none) by JAX's own variables."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or getattr(jax.config, "jax_compilation_cache_dir", None):
-        return
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    jax.config.update("jax_compilation_cache_dir", str(Path(home) / "vit_jax" / "xla"))
-
-
 def _stop_on_sigterm() -> list[int]:
     """A list that SIGTERM fills: schedulers send it before they take a machine away."""
     received: list[int] = []
     with contextlib.suppress(ValueError):  # not the main thread: whoever owns the signals decides
         signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
     return received
-
-
-def _mesh(config: Config) -> Any:
-    try:
-        return sharding.make_mesh(dict(config["mesh"]))
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _check_eval_batch(config: Config, mesh: Any) -> None:
@@ -262,12 +297,11 @@ def _write_once(workdir: Path, config: Config, program: Program) -> None:
         (workdir / "parameters.txt").write_text(print_table(settings_table(program.abstract.params, config)))
 
 
-def _compile(program: Program, state: State, batch: Batch, seed: Any, mesh: Any, tracker: Tracker, step: int) -> Any:
+def _compile(run: Run, batch: Batch, seed: Any) -> Any:
     """Compile the step before the clock starts, and note how long that took."""
     began = time.perf_counter()
-    compiled = program.step.lower(state, sharding.put(batch, mesh), seed).compile()
-    seconds = time.perf_counter() - began
-    tracker.record("run", step, {"compile_seconds": round(seconds, 2)})
+    compiled = run.program.step.lower(run.state, sharding.put(batch, run.mesh), seed).compile()
+    run.tracker.record("run", run.step, {"compile_seconds": round(time.perf_counter() - began, 2)})
     return compiled
 
 
@@ -287,24 +321,20 @@ def _log(tracker: Tracker, config: Config, window: Window, reports: list[Any], s
     tracker.line(step, values, eta)
 
 
-def _guard(
-    config: Config, reports: list[Any], step: int, workdir: Path, source: Source, preprocess: Preprocess
-) -> None:
+def _guard(run: Run, reports: list[Any]) -> None:
     """Report skipped steps, keep their batch for a replay, and stop when too many come in a row."""
-    first = step - len(reports)
+    first = run.step - len(reports)
     bad = [first + place for place, report in enumerate(reports) if not report.finite]
     if not bad:
         return
-    folder = workdir / "skipped"
+    folder = run.workdir / "skipped"
     folder.mkdir(exist_ok=True)
-    # The data is a function of (seed, step): the batch is made again rather than kept all the time.
-    batch = next(train_batches(source, preprocess, batch=config["batch"], seed=config["seed"], start=bad[0],
-                               process=jax.process_index(), processes=jax.process_count()))  # fmt: skip
+    batch = next(run.batches(bad[0]))  # made again rather than kept all the time
     kept = folder / f"batch_{bad[0]}.npz"
     np.savez(kept, **batch._asdict())
     print(f"\nskipped {len(bad)} steps with a loss or gradient that is not finite, first at {bad[0]}; batch in {kept}")
-    if max(int(report.skipped_in_row) for report in reports) >= config["max_skipped_steps"]:
+    if max(int(report.skipped_in_row) for report in reports) >= run.config["max_skipped_steps"]:
         raise UserError(
-            f"Expected a finite loss, {int(reports[-1].skipped_in_row)} steps in a row up to {step} had none: lower "
+            f"Expected a finite loss, {int(reports[-1].skipped_in_row)} steps in a row up to {run.step} had none: lower "
             f"base_lr or set grad_norm_clip; the batch is in {kept}, the last checkpoint is untouched."
         )

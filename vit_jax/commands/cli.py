@@ -14,6 +14,11 @@ COMMANDS = {
     "predict": ("vit_jax.commands.predict", "name the classes of pictures"),
     "reconstruct": ("vit_jax.commands.reconstruct", "hide patches of pictures and draw what a MAE makes of them"),
     "embed": ("vit_jax.commands.embed", "write pooled features of pictures to .npz or .parquet"),
+    "convert": (
+        "vit_jax.commands.convert",
+        "other people's weights in, ours out: Google's, timm's, MAE's, Hugging Face's",
+    ),
+    "models": ("vit_jax.commands.models", "published files of weights: source, size, licence, accuracy"),
     "inspect": ("vit_jax.commands.inspect", "step, configuration, parameters and their sha256"),
     "doctor": ("vit_jax.commands.doctor", "versions, backend, devices, memory"),
     "prepare": ("vit_jax.commands.prepare", "a folder of pictures -> a TFDS ArrayRecord data set"),

@@ -34,14 +34,16 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     trained = load(args.workdir)
-    if not isinstance(trained.model, ViT) or not trained.class_names:
+    classes = trained.model.cfg.num_classes if isinstance(trained.model, ViT) else None
+    if not classes:
         raise UserError(
             f"Expected a classifier, {args.workdir} holds a {type(trained.model).__name__}: "
             "use `vit-jax reconstruct` or `embed`, or fine-tune it with config.init_from."
         )
+    names = trained.class_names or tuple(f"class {number}" for number in range(classes))
     for picture, row in zip(args.pictures, probabilities(trained, args.pictures), strict=True):
         best = np.argsort(-row)[: args.top]
-        named = {trained.class_names[place]: float(row[place]) for place in best}
+        named = {names[place]: float(row[place]) for place in best}
         if args.json:
             print(json.dumps({"picture": picture, "probabilities": named}))
         else:

@@ -26,6 +26,6 @@ def pooled_features(encoder: ViT, pixels: Float[Array, "b H W c"], pooling: Pool
         tokens = encoder.features(pixels)
         if pooling == "model":
             return encoder.pool(tokens)
-        return tokens[:, 0] if pooling == "cls" else jnp.mean(tokens[:, int(has_cls) :], axis=1)
+        return tokens[:, 0] if pooling == "cls" else jnp.mean(tokens[:, encoder.cfg.num_prefix :], axis=1)
 
     return nnx.jit(compute)(encoder, pixels).astype(jnp.float32)

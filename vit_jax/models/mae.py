@@ -28,6 +28,8 @@ class MAEConfig:
     decoder_positions: str = "sincos2d_mae"  # constant table
 
     def __post_init__(self) -> None:
+        if self.encoder.stem:
+            raise ValueError("Expected an encoder on pixels, got a hybrid: leave model.resnet.num_layers at None.")
         if not 1 <= self.num_visible < self.encoder.num_patches:
             raise ValueError(
                 f"Expected 1 to {self.encoder.num_patches - 1} visible patches of {self.encoder.num_patches}, "
@@ -40,7 +42,6 @@ class MAE(nnx.Module):
         self.cfg = cfg
         body, light = cfg.encoder.transformer, cfg.decoder
         xavier = nnx.initializers.xavier_uniform()
-        pixels = cfg.encoder.patch_size[0] * cfg.encoder.patch_size[1] * cfg.encoder.channels
         self.encoder = ViT(cfg.encoder, rngs=rngs)
         self.decoder_embed = Linear(
             body.hidden_size, light.hidden_size, kernel_init=xavier, dtype=light.dtype, rngs=rngs
@@ -48,14 +49,16 @@ class MAE(nnx.Module):
         self.mask_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, light.hidden_size)))
         self.decoder = Transformer(light, rngs=rngs)
         self.decoder_norm = LayerNorm(light.hidden_size, eps=light.norm_eps, dtype=light.dtype)
-        self.predict = Linear(light.hidden_size, pixels, kernel_init=xavier, dtype=light.dtype, rngs=rngs)
+        self.predict = Linear(
+            light.hidden_size, cfg.encoder.patch_values, kernel_init=xavier, dtype=light.dtype, rngs=rngs
+        )
 
     def decode(
         self, latent: Float[Array, "b t d"], mask: Mask, keys: Key[Array, " b"] | None = None
     ) -> Float[Array, "b n p"]:
         """Encoded visible tokens -> predicted pixels of every patch (of meaning on hidden ones only), float32."""
         x = self.decoder_embed(latent)
-        cls_rows = int(self.cfg.encoder.has_cls)
+        cls_rows = self.cfg.encoder.num_prefix
         first, x = x[:, :cls_rows], x[:, cls_rows:]
         gaps = mask.restore.shape[1] - x.shape[1]
         token = jnp.broadcast_to(self.mask_token[...].astype(x.dtype)[None], (x.shape[0], gaps, x.shape[-1]))

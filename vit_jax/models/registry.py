@@ -13,6 +13,7 @@ from flax import nnx
 from vit_jax.contracts import Config, UserError
 from vit_jax.models.layers import TransformerConfig
 from vit_jax.models.mae import MAE, MAEConfig
+from vit_jax.models.resnet import ResNetConfig
 from vit_jax.models.vit import ViT, ViTConfig
 from vit_jax.ops.keys import key_for
 
@@ -53,7 +54,16 @@ def vit_config(config: Config, num_classes: int | None) -> ViTConfig:
     if model["init"] not in ("google", "mae"):
         raise ValueError(f"Expected model.init 'google' or 'mae', got {model['init']!r}.")
     width = model["hidden_size"]
+    stem = model["resnet"]
     return ViTConfig(
+        stem=None
+        if stem["num_layers"] is None
+        else ResNetConfig(
+            tuple(stem["num_layers"]), stem["width_factor"], config["pp"]["channels"], config["compute_dtype"]
+        ),
+        dist_token=model["dist_token"],
+        dist_head=model["dist_head"],
+        cls_position=model["cls_position"],
         transformer=_transformer(config, model["transformer"], width),
         image_size=pair(config["pp"]["crop"]),
         patch_size=pair(model["patches"]["size"]),

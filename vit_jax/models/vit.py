@@ -2,6 +2,8 @@
 
 patches -> placed -> encode -> pool -> head
 
+Options cover its published relatives: hybrids (a ResNet stem before the patches), DeiT (a distillation token).
+
 The same object is the encoder of MAE: hidden patches are left out at `placed`, before they are projected.
 """
 
@@ -18,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vit_jax.models.encoder import MapHead, Transformer
 from vit_jax.models.layers import LayerNorm, Linear, TransformerConfig
+from vit_jax.models.resnet import ResNetConfig, ResNetStem
 from vit_jax.ops.keys import fold
 from vit_jax.ops.masks import take
 from vit_jax.ops.noise import dropout
@@ -36,13 +39,17 @@ class ViTConfig:
     image_size: tuple[int, int]  # (height, width)
     patch_size: tuple[int, int]
     channels: int = 3
+    stem: ResNetConfig | None = None  # hybrids: patches are cut from its map, and patch_size counts its cells
     num_classes: int | None = None  # None: no head
     classifier: str = "token"  # see CLASSIFIERS
     cls_token: bool | None = None  # None: where the classifier needs it; MAE keeps it also for "gap"
+    dist_token: bool = False  # DeiT's second token, with a head of its own; needs the class token
+    dist_head: bool = True  # False: only the class token is classified (Hugging Face's DeiTForImageClassification)
     norm_after_pool: bool = False  # MAE's and BEiT's fine-tuning: mean of un-normed tokens, then the norm (fc_norm)
     representation_size: int | None = None  # tanh layer before the head ("pre_logits")
     positions: str = "learn"  # see POSITIONS
     positions_std: float = 0.02  # learned: normal(0.02) in Google's ViT, 1/sqrt(d) in big_vision
+    cls_position: bool = True  # False: the table has no row for the class token (big_vision, DeiT III)
     train_positions: bool = True  # sin-cos tables: False keeps them constant, as in MAE pre-training
     patch_init: str = "lecun"  # Flax's convolution; MAE's view of it as a matrix
     cls_std: float = 0.0  # class token: zeros in Google's, normal(0.02) in MAE
@@ -56,11 +63,19 @@ class ViTConfig:
             )
         if self.positions not in POSITIONS:
             raise ValueError(f"Expected positions of {POSITIONS}, got {self.positions!r}: change model.positions.")
-        grid_of(self.image_size, self.patch_size)
+        if self.dist_token and self.classifier != "token":
+            raise ValueError(f"Expected model.classifier 'token' with model.dist_token, got {self.classifier!r}.")
+        _ = self.grid
 
     @property
     def grid(self) -> tuple[int, int]:
-        return grid_of(self.image_size, self.patch_size)
+        """Patches down and across."""
+        return grid_of(self.stem.out_size(self.image_size) if self.stem else self.image_size, self.patch_size)
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a patch."""
+        return self.patch_size[0] * self.patch_size[1] * (self.stem.out_channels if self.stem else self.channels)
 
     @property
     def num_patches(self) -> int:
@@ -70,12 +85,27 @@ class ViTConfig:
     def has_cls(self) -> bool:
         return self.classifier.startswith("token") if self.cls_token is None else self.cls_token
 
+    @property
+    def has_positions(self) -> bool:
+        """Whether the position table is a parameter (else it is a formula, or there is none)."""
+        return self.positions == "learn" or (self.positions != "none" and self.train_positions)
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches."""
+        return int(self.has_cls) + int(self.dist_token)
+
+    @property
+    def prefix_rows(self) -> int:
+        """Rows of the position table before the patches'."""
+        return self.num_prefix if self.cls_position else 0
+
 
 def positions_table(cfg: ViTConfig, width: int) -> np.ndarray:
-    """The fixed table of `cfg` for tokens of `width`, class token's row (zeros) first."""
+    """The fixed table of `cfg` for tokens of `width`, zeros for the tokens before the patches."""
     origin: Literal["mae", "big_vision"] = "mae" if cfg.positions == "sincos2d_mae" else "big_vision"
     table = sincos2d(cfg.grid, width, origin)
-    return np.concatenate([np.zeros((int(cfg.has_cls), width), np.float32), table])
+    return np.concatenate([np.zeros((cfg.prefix_rows, width), np.float32), table])
 
 
 class ViT(nnx.Module):
@@ -85,13 +115,16 @@ class ViT(nnx.Module):
         self.cfg = cfg
         body = cfg.transformer
         d, init = body.hidden_size, nnx.initializers
-        pixels = cfg.patch_size[0] * cfg.patch_size[1] * cfg.channels
         patch_init = init.xavier_uniform() if cfg.patch_init == "xavier" else init.lecun_normal()
-        self.embedding = Linear(pixels, d, kernel_init=patch_init, dtype=body.dtype, rngs=rngs)
+        if cfg.stem:
+            self.stem = ResNetStem(cfg.stem, rngs=rngs)
+        self.embedding = Linear(cfg.patch_values, d, kernel_init=patch_init, dtype=body.dtype, rngs=rngs)
         if cfg.has_cls:
             self.cls = nnx.Param(cfg.cls_std * jax.random.normal(rngs.params(), (1, d)))
+        if cfg.dist_token:
+            self.dist = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, d)))
         if cfg.positions == "learn":
-            rows = cfg.num_patches + cfg.has_cls
+            rows = cfg.num_patches + cfg.prefix_rows
             self.positions = nnx.Param(cfg.positions_std * jax.random.normal(rngs.params(), (rows, d)))
         elif cfg.positions != "none" and cfg.train_positions:
             self.positions = nnx.Param(jnp.asarray(positions_table(cfg, d)))
@@ -109,16 +142,18 @@ class ViT(nnx.Module):
             width = cfg.representation_size or d
             # The head is small: float32 logits whatever the body computes in.
             self.head_out = Linear(width, cfg.num_classes, kernel_init=head_init, bias_init=bias_init, rngs=rngs)
+            if cfg.dist_token and cfg.dist_head:
+                self.head_dist = Linear(width, cfg.num_classes, kernel_init=head_init, bias_init=bias_init, rngs=rngs)
 
     def patches(self, images: Float[Array, "b H W c"]) -> Float[Array, "b n p"]:
-        """Pixels of each patch, row by row."""
+        """Pixels of each patch (of the stem's map, in hybrids), row by row."""
         cfg = self.cfg
         if images.shape[1:] != (*cfg.image_size, cfg.channels):
             raise ValueError(
                 f"Expected pictures of (height, width, channels) {(*cfg.image_size, cfg.channels)}, got "
                 f"{images.shape[1:]}: change pp.crop and pp.channels, or load the model with image_size=."
             )
-        return patchify(images, cfg.patch_size)
+        return patchify(self.stem(images) if cfg.stem else images, cfg.patch_size)
 
     def placed(
         self,
@@ -126,18 +161,19 @@ class ViT(nnx.Module):
         visible: Int[Array, "b k"] | None = None,
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t d"]:
-        """Project the visible patches (None: all), add their positions, prepend the class token."""
+        """Project the visible patches (None: all), add their positions, prepend class and distillation token."""
+        cfg, table = self.cfg, self._positions()
         x = self.embedding(patches if visible is None else take(patches, visible))
-        table = self._positions()
-        cls_rows = int(self.cfg.has_cls)
         if table is not None:
-            body = jnp.broadcast_to(table[None, cls_rows:], (x.shape[0], *table[cls_rows:].shape))
+            body = jnp.broadcast_to(table[None, cfg.prefix_rows :], (x.shape[0], cfg.num_patches, x.shape[-1]))
             x = x + (body if visible is None else take(body, visible)).astype(x.dtype)
-        if self.cfg.has_cls:
-            first = self.cls[...] if table is None else self.cls[...] + table[:1]
-            first = jnp.broadcast_to(first[None].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+        if cfg.num_prefix:
+            first = jnp.concatenate([self.cls[...], self.dist[...]]) if cfg.dist_token else self.cls[...]
+            if table is not None and cfg.prefix_rows:
+                first = first + table[: cfg.prefix_rows]
+            first = jnp.broadcast_to(first[None].astype(x.dtype), (x.shape[0], *first.shape))
             x = jnp.concatenate([first, x], axis=1)
-        return dropout(x, self.cfg.transformer.dropout_rate, keys)
+        return dropout(x, cfg.transformer.dropout_rate, keys)
 
     def _positions(self) -> Array | None:
         if hasattr(self, "positions"):
@@ -151,13 +187,15 @@ class ViT(nnx.Module):
         tokens = self.transformer(tokens, keys)
         return tokens if self.cfg.norm_after_pool else self.norm(tokens)
 
-    def pool(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b d"] | Float[Array, "b t d"]:
-        """One vector an example, by `classifier` ("unpooled" kinds: all tokens)."""
+    def pool(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b d"] | Float[Array, "b _ d"]:
+        """One vector an example, by `classifier` ("unpooled" kinds: all tokens; with a distillation token: two)."""
         classifier = self.cfg.classifier
-        if classifier == "token":
+        if self.cfg.dist_token and self.cfg.dist_head:
+            pooled = tokens[:, :2]
+        elif classifier == "token":
             pooled = tokens[:, 0]
         elif classifier == "gap":
-            pooled = jnp.mean(tokens[:, int(self.cfg.has_cls) :], axis=1)
+            pooled = jnp.mean(tokens[:, self.cfg.num_prefix :], axis=1)
         elif classifier == "map":
             pooled = self.map_head(tokens)
         else:
@@ -165,9 +203,14 @@ class ViT(nnx.Module):
         return self.norm(pooled) if self.cfg.norm_after_pool else pooled
 
     def head(self, pooled: Float[Array, "... d"]) -> Float[Array, "... classes"]:
-        """`representation_size` layer where there is one, then logits (the pooled vector itself without a head)."""
+        """`representation_size` layer where there is one, then logits (the pooled vector itself without a head).
+
+        DeiT's two heads give the mean of their logits (deit/models.py; the paper speaks of softmaxes).
+        """
         if self.cfg.representation_size:
             pooled = jnp.tanh(self.pre_logits(pooled))
+        if self.cfg.dist_token and self.cfg.dist_head and self.cfg.num_classes:
+            return (self.head_out(pooled[..., 0, :]) + self.head_dist(pooled[..., 1, :])) / 2
         return self.head_out(pooled) if self.cfg.num_classes else pooled
 
     def features(

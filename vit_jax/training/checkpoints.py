@@ -72,6 +72,19 @@ class Checkpoints:
             )
         )
 
+    def save_weights(
+        self, params: Mapping[str, np.ndarray], config: dict[str, Any], metadata: Mapping[str, Any]
+    ) -> None:
+        """Parameters by path alone, as step 0: to load, evaluate and start from; a run cannot resume from it."""
+        args = ocp.args.Composite(
+            params=ocp.args.PyTreeSave({path.replace("/", "."): value for path, value in params.items()}),
+            data=ocp.args.JsonSave({"next_batch": 0}),
+            config=ocp.args.JsonSave(config),
+            metadata=ocp.args.JsonSave(dict(metadata)),
+        )
+        self._run(lambda: self.manager.save(0, args=args))
+        self.wait()
+
     def check(self) -> None:
         """Raise `UserError` if a write in the background failed. Cheap: called at every step."""
         self._run(self.manager.check_for_errors)

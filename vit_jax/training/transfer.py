@@ -9,12 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_jax.contracts import Config, UserError
-from vit_jax.models.registry import pair
-from vit_jax.ops.patches import grid_of
-from vit_jax.ops.positions import resample_table
+from vit_jax.models.registry import vit_config
+from vit_jax.ops.positions import Resampling, resample_table
 
 # What a new task brings itself. Sin-cos positions come from their formula where the source kept none.
-FRESH = r"^(head_out/|pre_logits/|positions$|decoder|mask_token$|predict/)"
+FRESH = r"^(head_out/|head_dist/|pre_logits/|positions$|decoder|mask_token$|predict/)"
 
 
 class Transfer(NamedTuple):
@@ -36,8 +35,11 @@ def transfer(
     source_config: Config,
     target_shapes: Mapping[str, tuple[int, ...]],
     config: Config,
+    resampling: Resampling = "bicubic",
 ) -> Transfer:
     """Match the source's parameters to the target's by path, "encoder/" before a path coming and going.
+
+    A position table for another grid is resampled as the source's own code does it (`resampling`).
 
     Raises:
       UserError: an encoder parameter that is missing or of another shape, all listed.
@@ -56,7 +58,9 @@ def transfer(
         else:
             value = source[name]
             if bare == "positions":
-                value = resample_table(value, _grid(source_config), _grid(config), "bicubic")
+                value = resample_table(
+                    value, vit_config(source_config, None).grid, vit_config(config, None).grid, "bicubic"
+                )
             if value.shape == shape:
                 params[path] = value
                 used.add(name)
@@ -72,7 +76,3 @@ def transfer(
 
 def _pooled_norm(config: Config) -> bool:
     return config["objective"] != "mae" and config["model"]["norm_after_pool"]
-
-
-def _grid(config: Config) -> tuple[int, int]:
-    return grid_of(pair(config["pp"]["crop"]), pair(config["model"]["patches"]["size"]))

@@ -1,0 +1,126 @@
+"""Published files that can be read: where they lie, how large they are, under which licence, and what they reach.
+
+Sources: README of google-research/vision_transformer (AugReg's recommended files, its re-runs), FINETUNE.md and README of
+facebookresearch/mae, README_deit.md and README_revenge.md of facebookresearch/deit, the model cards of the hub. Sizes:
+four bytes a parameter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+GOOGLE, MAE, DEIT = "gs://vit_models", "https://dl.fbaipublicfiles.com/mae", "https://dl.fbaipublicfiles.com/deit"
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """One file. `top1`: its own published ImageNet-1k accuracy in %, None without such a head."""
+
+    name: str
+    path: str
+    megabytes: int
+    holds: str
+    licence: str
+    top1: float | None = None
+
+
+# name: (file before and after fine-tuning at 384, MiB of both, top-1 after)
+AUGREG = {
+    "Ti_16": ("aug_none-wd_0.03-do_0.0-sd_0.0", "lr_0.03", 37, 22, 78.22),
+    "S_32": ("aug_none-wd_0.1-do_0.0-sd_0.0", "lr_0.01", 118, 87, 79.58),
+    "S_16": ("aug_light1-wd_0.03-do_0.0-sd_0.0", "lr_0.03", 115, 85, 83.73),
+    "B_32": ("aug_light1-wd_0.1-do_0.0-sd_0.0", "lr_0.01", 398, 337, 83.59),
+    "B_16": ("aug_medium1-wd_0.1-do_0.0-sd_0.0", "lr_0.03", 391, 331, 85.49),
+    "L_16": ("aug_strong1-wd_0.1-do_0.0-sd_0.0", "lr_0.01", 1243, 1162, 85.59),
+    "R_Ti_16": ("aug_none-wd_0.03-do_0.0-sd_0.0", "lr_0.03", 40, 24, 75.40),
+    "R26_S_32": ("aug_light1-wd_0.1-do_0.0-sd_0.0", "lr_0.01", 170, 139, 83.85),
+    "R50_L_32": ("aug_medium1-wd_0.1-do_0.1-sd_0.1", "lr_0.01", 1337, 1255, 85.99),
+}
+
+
+def _augreg() -> list[Published]:
+    found = []
+    for size, (recipe, rate, megabytes, tuned_megabytes, top1) in AUGREG.items():
+        stem = f"{GOOGLE}/augreg/{size}-i21k-300ep-lr_0.001-{recipe}"
+        tuned = f"{stem}--imagenet2012-steps_20k-{rate}-res_384.npz"
+        found.append(Published(f"augreg/{size}", f"{stem}.npz", megabytes, "21k head, 224", "Apache-2.0"))
+        found.append(
+            Published(f"augreg/{size}@384", tuned, tuned_megabytes, "ImageNet-1k head, 384", "Apache-2.0", top1)
+        )
+    return found
+
+
+PUBLISHED = (
+    *(
+        Published(
+            f"vit/{name}", f"{GOOGLE}/imagenet21k/{name}.npz", megabytes, "21k head, pre_logits, 224", "Apache-2.0"
+        )
+        for name, megabytes in (
+            ("ViT-B_16", 394),
+            ("ViT-B_32", 400),
+            ("ViT-L_16", 1246),
+            ("ViT-L_32", 1255),
+            ("ViT-H_14", 2519),
+            ("R50+ViT-B_16", 440),
+        )
+    ),
+    *_augreg(),
+    Published("mae/b16", f"{MAE}/pretrain/mae_pretrain_vit_base.pth", 327, "encoder", "CC-BY-NC 4.0"),
+    Published("mae/l16", f"{MAE}/pretrain/mae_pretrain_vit_large.pth", 1157, "encoder", "CC-BY-NC 4.0"),
+    Published("mae/h14", f"{MAE}/pretrain/mae_pretrain_vit_huge.pth", 2406, "encoder", "CC-BY-NC 4.0"),
+    Published(
+        "mae/visualize_l16",
+        f"{MAE}/visualize/mae_visualize_vit_large.pth",
+        1256,
+        "decoder too, raw pixels",
+        "CC-BY-NC 4.0",
+    ),
+    Published(
+        "mae/visualize_l16_gan",
+        f"{MAE}/visualize/mae_visualize_vit_large_ganloss.pth",
+        1256,
+        "decoder too, raw pixels",
+        "CC-BY-NC 4.0",
+    ),
+    Published(
+        "deit/ti16", f"{DEIT}/deit_tiny_patch16_224-a1311bcf.pth", 22, "ImageNet-1k head, 224", "Apache-2.0", 72.2
+    ),
+    Published(
+        "deit/s16", f"{DEIT}/deit_small_patch16_224-cd65a155.pth", 84, "ImageNet-1k head, 224", "Apache-2.0", 79.9
+    ),
+    Published(
+        "deit/b16", f"{DEIT}/deit_base_patch16_224-b5f2ef4d.pth", 330, "ImageNet-1k head, 224", "Apache-2.0", 81.8
+    ),
+    Published(
+        "deit/ti16_distilled",
+        f"{DEIT}/deit_tiny_distilled_patch16_224-b40b3cf7.pth",
+        23,
+        "two heads, 224",
+        "Apache-2.0",
+        74.5,
+    ),
+    Published(
+        "deit/s16_distilled",
+        f"{DEIT}/deit_small_distilled_patch16_224-649709d9.pth",
+        86,
+        "two heads, 224",
+        "Apache-2.0",
+        81.2,
+    ),
+    Published(
+        "deit/b16_distilled",
+        f"{DEIT}/deit_base_distilled_patch16_224-df68dfff.pth",
+        333,
+        "two heads, 224",
+        "Apache-2.0",
+        83.4,
+    ),
+    Published("deit3/s16", f"{DEIT}/deit_3_small_224_1k.pth", 84, "ImageNet-1k head, 224", "Apache-2.0", 81.4),
+    Published("deit3/b16", f"{DEIT}/deit_3_base_224_1k.pth", 330, "ImageNet-1k head, 224", "Apache-2.0", 83.8),
+    Published("deit3/l16", f"{DEIT}/deit_3_large_224_1k.pth", 1161, "ImageNet-1k head, 224", "Apache-2.0", 84.9),
+    Published("deit3/h14", f"{DEIT}/deit_3_huge_224_1k.pth", 2411, "ImageNet-1k head, 224", "Apache-2.0", 85.2),
+    Published("hf/vit_b16", "hf:google/vit-base-patch16-224", 330, "ImageNet-1k head, 224", "Apache-2.0"),
+    Published("hf/vit_b16_21k", "hf:google/vit-base-patch16-224-in21k", 330, "pooler, 224", "Apache-2.0"),
+    Published("hf/mae_b16", "hf:facebook/vit-mae-base", 426, "decoder too", "Apache-2.0"),
+    Published("hf/deit_b16", "hf:facebook/deit-base-patch16-224", 330, "ImageNet-1k head, 224", "Apache-2.0", 81.8),
+)

@@ -1,0 +1,177 @@
+"""Reading any known file of weights into our parameters, and writing ours in any known format."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vit_jax.contracts import Config, UserError
+from vit_jax.conversion import google, huggingface, timm
+from vit_jax.conversion.files import fetch, open_archive, write_tensors
+from vit_jax.conversion.rules import Fixed, Rule, Shape, to_ours, to_theirs
+from vit_jax.models.registry import build, flat_params, pair, vit_config
+from vit_jax.ops.positions import Resampling, resample_table
+
+SOURCES: tuple[ModuleType, ...] = (google, timm, huggingface)  # asked in this order whether a file is theirs
+FORMATS = ("google", "timm", "mae", "hf")
+# Buffers that some versions wrote and that hold no weights.
+IGNORED = ("embeddings.position_ids",)
+
+
+class Weights(NamedTuple):
+    """A model's parameters by our paths with all it needs to be used: what a checkpoint of ours holds, too."""
+
+    params: dict[str, np.ndarray]
+    config: dict[str, Any]
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+    source: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def resampling(self) -> Resampling:
+        """How this source's own code resizes position tables."""
+        return "google" if self.source in ("google", "big_vision") else "bicubic"
+
+
+def read(path: str | Path, defaults: Mapping[str, Any], **given: Any) -> Weights:
+    """Recognise a file or folder by its names and shapes, and read it, every tensor matched.
+
+    Args:
+      path: .npz, .safetensors, .pth, or a Hugging Face folder; local, `gs://` or `hf:owner/name`.
+      defaults: every field of the configuration; what the file tells replaces its part.
+      given: what cannot be seen from a file: num_heads, decoder_num_heads, stored_size, normalised_target.
+
+    Raises:
+      UserError: an unknown format, or tensors that do not match, all of them listed.
+    """
+    unknown = set(given) - {"num_heads", "decoder_num_heads", "stored_size", "normalised_target"}
+    if unknown:
+        raise UserError(f"Expected num_heads, decoder_num_heads, stored_size or normalised_target, got {unknown}.")
+    local = fetch(path)
+    archive = open_archive(local)
+    source = next((source for source in SOURCES if source.claims(archive.tensors)), None)
+    if source is None:
+        raise UserError(
+            f"Expected weights with Google's, timm's, MAE's, DeiT's or Hugging Face's names in {local}, got "
+            f"{', '.join(list(archive.tensors)[:5])}, ...: this format is not known."
+        )
+    try:
+        archive = source.normalised(archive)
+        told = source.describe(archive, given, local.stem)
+        # The same numbers as at home: computed in float32, whatever training here defaults to.
+        config = _merged(copy.deepcopy(dict(defaults)), told.fields | {"compute_dtype": "float32"})
+        shapes = param_shapes(config, told.num_classes)
+    except (KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"Expected a whole model in {local}, it lacks or contradicts {error}.") from error
+    params = to_ours(archive.tensors, source.rules(config, told.num_classes, **_variant(told.source)), shapes, IGNORED)
+    return Weights(params, config, told.num_classes, told.class_names, told.source)
+
+
+def _variant(source: str) -> dict[str, Any]:
+    return {"big_vision": True} if source == "big_vision" else {}
+
+
+def _merged(config: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in fields.items():
+        config[name] = _merged(dict(config[name]), value) if isinstance(value, Mapping) else value
+    return config
+
+
+def param_shapes(config: Config, num_classes: int | None) -> dict[str, Shape]:
+    """Shape of every parameter of a model, which is not built for it."""
+    shapes = nnx.split(jax.eval_shape(lambda: build(config, num_classes)))[1]
+    return {path: leaf.shape for path, leaf in flat_params(shapes).items()}
+
+
+def refit(
+    weights: Weights, *, num_classes: int | None = None, image_size: int | tuple[int, int] | None = None
+) -> Weights:
+    """The same weights for another number of classes (a new head of zeros) or another picture size (positions resampled).
+
+    What was replaced is said in `notes`.
+    """
+    params, config, notes = dict(weights.params), copy.deepcopy(weights.config), list(weights.notes)
+    if image_size is not None and pair(image_size) != pair(config["pp"]["crop"]):
+        old = vit_config(config, None).grid
+        if config["pp"]["resize"]:
+            config["pp"]["resize"] = round(
+                config["pp"]["resize"] * min(pair(image_size)) / min(pair(config["pp"]["crop"]))
+            )
+        config["pp"]["crop"] = image_size
+        new = vit_config(config, None).grid
+        for path in [path for path in params if path.removeprefix("encoder/") == "positions"]:
+            params[path] = resample_table(params[path], old, new, weights.resampling)
+            notes.append(f"positions resampled from {old} to {new} ({weights.resampling})")
+    classes = weights.num_classes
+    if num_classes is not None and num_classes != classes:
+        if config["objective"] == "mae":
+            raise UserError(
+                "Expected a classifier to give num_classes to, got a masked autoencoder: fine-tune it first."
+            )
+        classes = num_classes
+        for path, shape in param_shapes(config, classes).items():
+            if path.startswith(("head_out/", "head_dist/")):
+                params[path] = np.zeros(shape, np.float32)
+        notes.append(f"head of {weights.num_classes} classes replaced by one of {classes}, all zeros: train it")
+    names = weights.class_names if classes == weights.num_classes else None
+    return weights._replace(params=params, config=config, num_classes=classes, class_names=names, notes=tuple(notes))
+
+
+def write(weights: Weights, path: str | Path, to: str) -> list[str]:
+    """Write in the format `to` (FORMATS): "google" .npz, "timm" .safetensors or .pth, "mae" .pth, "hf" a folder.
+
+    Returns the names written.
+
+    Raises:
+      UserError: something there already, a model that the format has no place for, or a place that cannot be written.
+    """
+    path = Path(path).expanduser()
+    if path.exists():
+        raise UserError(f"Expected a new file or folder, {path} exists: give another, or remove it.")
+    config, classes = weights.config, weights.num_classes
+    if to == "hf":
+        return _write_folder(weights, path)
+    if to == "google" and config["objective"] == "mae":
+        raise UserError("Expected a classifier or encoder to write --to google, which has no place for a decoder.")
+    # What Google's ViT code has no words for, big_vision's has.
+    big_vision = config["model"]["classifier"] == "map" or not config["model"]["cls_position"]
+    tables: dict[str, Any] = {
+        "google": lambda: google.rules(config, classes, big_vision=big_vision),
+        "timm": lambda: timm.rules(config, classes),
+        "mae": lambda: timm.rules(config, classes, to="mae"),
+    }
+    if to not in tables:
+        raise UserError(f"Expected a format of {', '.join(FORMATS)}, got {to!r}.")
+    suffixes = {"google": (".npz",), "timm": (".safetensors", ".pth"), "mae": (".pth", ".safetensors")}[to]
+    if path.suffix not in suffixes:
+        raise UserError(f"Expected a destination of {' or '.join(suffixes)} for --to {to}, got {path.name}.")
+    table: list[Rule | Fixed] = tables[to]()
+    tensors = to_theirs(weights.params, table)
+    write_tensors(path, tensors, wrapped=to == "mae")
+    return sorted(tensors)
+
+
+def _write_folder(weights: Weights, path: Path) -> list[str]:
+    config, classes = weights.config, weights.num_classes
+    settings = huggingface.settings_for(config, classes, weights.class_names)
+    tensors = to_theirs(weights.params, huggingface.rules(config, classes))
+    prefix = {"vit": "vit.", "deit": "deit.", "vit_mae": "vit."}[settings["model_type"]]
+    if settings["architectures"][0].endswith("Model"):
+        prefix = ""
+    outside = ("classifier.", "cls_classifier.", "distillation_classifier.", "decoder.")
+    tensors = {name if name.startswith(outside) else prefix + name: tensor for name, tensor in tensors.items()}
+    write_tensors(path / "model.safetensors", tensors)
+    (path / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (path / "preprocessor_config.json").write_text(json.dumps(huggingface.preprocessing_for(config), indent=2) + "\n")
+    return sorted(tensors)

@@ -1,0 +1,67 @@
+"""What a file of weights tells about its model: fields of the configuration, from names and shapes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from vit_jax.contracts import UserError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Heads of the published widths; PyTorch's fused matrices do not show them.
+HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
+
+
+class Description(NamedTuple):
+    """A recognised file."""
+
+    source: str  # "google", "timm", "mae", "hf"
+    fields: dict[str, Any]  # nested fields of the configuration that differ from the defaults
+    num_classes: int | None
+    class_names: tuple[str, ...] | None = None
+
+
+def blocks_of(names: Iterable[str], prefix: str, mark: str = ".") -> int:
+    """How many blocks `prefix.{i}.` there are."""
+    found = {int(match[1]) for name in names if (match := re.match(rf"{re.escape(prefix + mark)}(\d+)\D", name))}
+    if not found:
+        raise UserError(f"Expected tensors named {prefix}{mark}0..., found none: this is not a ViT of this format.")
+    return 1 + max(found)
+
+
+def heads_of(width: int, given: Mapping[str, Any]) -> int:
+    """Given, or that of the published model of this width."""
+    if given.get("num_heads"):
+        return int(given["num_heads"])
+    if width not in HEADS:
+        raise UserError(
+            f"Expected a published width ({', '.join(map(str, HEADS))}) to know the number of heads, got {width}: "
+            "give num_heads=."
+        )
+    return HEADS[width]
+
+
+def grid_rows(
+    rows: int | None, prefix: int, given: Mapping[str, Any], cell: tuple[int, ...]
+) -> tuple[tuple[int, int], bool]:
+    """(grid of a position table of `rows`, whether it has rows for the `prefix` tokens before the patches).
+
+    `cell`: pixels of one position, (height, width). A grid that is not square is known from `stored_size`, the
+    (height, width) in pixels that the file was trained at.
+    """
+    if given.get("stored_size"):
+        size = given["stored_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        grid = (height // cell[0], width // cell[1])
+        if rows is not None and rows - grid[0] * grid[1] not in (0, prefix):
+            raise UserError(f"Expected {rows} positions for stored_size, got {grid[0]} x {grid[1]}: give another.")
+        return grid, rows is None or rows != grid[0] * grid[1]
+    if rows is None:
+        return (224 // cell[0], 224 // cell[1]), True
+    for extra, has_rows in ((prefix, True), (0, False)):
+        side = math.isqrt(rows - extra)
+        if side * side == rows - extra:
+            return (side, side), has_rows
+    raise UserError(f"Expected a square grid, got {rows} positions: give stored_size=(height, width) in pixels.")

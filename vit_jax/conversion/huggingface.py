@@ -1,0 +1,255 @@
+"""Hugging Face folders: ViTForImageClassification, ViTModel, ViTMAEForPreTraining and DeiT*, by tensor name.
+
+The names are those that `save_pretrained` writes (and every file of the hub has), not the ones inside newer versions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.contracts import Config, UserError
+from vit_jax.conversion.describe import IMAGENET, Description, blocks_of
+from vit_jax.conversion.files import Archive
+from vit_jax.conversion.rules import BATCHED, SAME, TORCH_QKV, TORCH_QKV_BIAS, Fixed, Rule, linear, norm, torch_patches
+from vit_jax.conversion.timm import Renamed, decoder_positions
+from vit_jax.models.registry import mae_config, vit_config
+from vit_jax.models.vit import positions_table
+
+PATCHES = "embeddings.patch_embeddings.projection.weight"
+ACTIVATIONS = {"gelu": "gelu_erf", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+def claims(names: Mapping[str, Any]) -> bool:
+    """Whether tensors are named like this."""
+    return any(name.endswith(PATCHES) for name in names)
+
+
+def normalised(archive: Archive) -> Archive:
+    """The encoder's prefix ("vit.", "deit." or none) removed; transformers 5 writes MAE's decoder under another name."""
+    if not archive.settings:
+        raise UserError("Expected config.json beside Hugging Face weights, it is missing: give the whole folder.")
+    prefix = next(name for name in archive.tensors if name.endswith(PATCHES)).removesuffix(PATCHES)
+    names = {}
+    for name in archive.tensors:
+        bare = name.removeprefix(prefix)
+        names[bare.replace("decoder.decoder_encoder.layer.", "decoder.decoder_layers.")] = name
+    return archive._replace(tensors=Renamed(archive.tensors, names))
+
+
+def block_rules(theirs: str, ours: str) -> list[Rule]:
+    """The rows of one stack of blocks."""
+    qkv = tuple(f"{theirs}.attention.attention.{part}" for part in ("query", "key", "value"))
+    return [
+        *norm(f"{theirs}.layernorm_before", f"{ours}/norm1"),
+        Rule(tuple(f"{name}.weight" for name in qkv), f"{ours}/attention/qkv/kernel", TORCH_QKV),
+        Rule(tuple(f"{name}.bias" for name in qkv), f"{ours}/attention/qkv/bias", TORCH_QKV_BIAS),
+        *linear(f"{theirs}.attention.output.dense", f"{ours}/attention/out", inputs=2),
+        *norm(f"{theirs}.layernorm_after", f"{ours}/norm2"),
+        *linear(f"{theirs}.intermediate.dense", f"{ours}/mlp/fc1"),
+        *linear(f"{theirs}.output.dense", f"{ours}/mlp/fc2"),
+    ]
+
+
+def rules(config: Config, num_classes: int | None) -> list[Rule | Fixed]:
+    """The table for a model of `config`, without the encoder's prefix."""
+    mae = config["objective"] == "mae"
+    cfg = vit_config(config, num_classes)
+    our = "encoder/" if mae else ""
+    table: list[Rule | Fixed] = [
+        Rule((PATCHES,), f"{our}embedding/kernel", torch_patches(cfg.patch_size)),
+        Rule(("embeddings.patch_embeddings.projection.bias",), f"{our}embedding/bias", SAME),
+        *block_rules("encoder.layer.{i}", f"{our}transformer/blocks"),
+        *norm("layernorm", f"{our}norm"),
+    ]
+    if cfg.has_cls:
+        table.append(Rule(("embeddings.cls_token",), f"{our}cls", BATCHED))
+    if cfg.dist_token:
+        table.append(Rule(("embeddings.distillation_token",), "dist", BATCHED))
+    if cfg.has_positions:
+        table.append(Rule(("embeddings.position_embeddings",), f"{our}positions", BATCHED))
+    elif cfg.positions != "none":
+        table.append(Fixed("embeddings.position_embeddings", positions_table(cfg, cfg.transformer.hidden_size)[None]))
+    if cfg.representation_size:
+        table += linear("pooler.dense", "pre_logits")
+    if mae:
+        return table + decoder_rules(config)
+    if num_classes:
+        both = cfg.dist_token and cfg.dist_head
+        table += linear("cls_classifier" if both else "classifier", "head_out")
+        table += linear("distillation_classifier", "head_dist") if both else []
+    return table
+
+
+def decoder_rules(config: Config) -> list[Rule | Fixed]:
+    """MAE's decoder."""
+    return [
+        *linear("decoder.decoder_embed", "decoder_embed"),
+        Rule(("decoder.mask_token",), "mask_token", BATCHED),
+        Fixed("decoder.decoder_pos_embed", decoder_positions(config)),
+        *block_rules("decoder.decoder_layers.{i}", "decoder/blocks"),
+        *norm("decoder.decoder_norm", "decoder_norm"),
+        *linear("decoder.decoder_pred", "predict"),
+    ]
+
+
+def describe(archive: Archive, given: Mapping[str, Any], file_name: str) -> Description:
+    """`config.json` tells sizes, activation and eps; `preprocessor_config.json`, where there is one, the rest."""
+    tensors, told = archive.tensors, archive.settings
+    mae, activation = "decoder.mask_token" in tensors, told.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"Expected hidden_act of {sorted(ACTIVATIONS)} in config.json, got {activation!r}.")
+    size, patch = told.get("image_size", 224), told.get("patch_size", 16)
+    size = size if isinstance(size, int) else tuple(size)
+    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    model = {
+        "model_name": file_name,
+        "patches": {"size": patch},
+        "hidden_size": told["hidden_size"],
+        "transformer": {
+            "num_layers": told["num_hidden_layers"],
+            "num_heads": told["num_attention_heads"],
+            "mlp_dim": told["intermediate_size"],
+        },
+        "classifier": "gap" if mae else "token",
+        "cls_token": True,
+        "dist_token": "embeddings.distillation_token" in tensors,
+        "dist_head": "distillation_classifier.weight" in tensors,
+        "representation_size": tensors["pooler.dense.weight"].shape[0] if "pooler.dense.weight" in tensors else None,
+        "positions": "sincos2d_mae" if mae else "learn",
+        "train_positions": not mae,
+        "activation": ACTIVATIONS[activation],
+        "norm_eps": told.get("layer_norm_eps", 1e-12),
+        "init": "mae",
+    }
+    channels = told.get("num_channels", 3)
+    fields: dict[str, Any] = {"model": model, "pp": _preprocessing(archive, size, channels)}
+    if mae:
+        rows = tensors["embeddings.position_embeddings"].shape[1] - 1
+        fields["objective"] = "mae"
+        fields["mae"] = {
+            "normalised_target": bool(given.get("normalised_target", told.get("norm_pix_loss", False))),
+            "num_visible": max(1, round((1 - told.get("mask_ratio", 0.75)) * rows)),
+            "decoder": {
+                "hidden_size": told["decoder_hidden_size"],
+                "num_layers": blocks_of(tensors, "decoder.decoder_layers"),
+                "num_heads": told["decoder_num_attention_heads"],
+                "mlp_dim": told["decoder_intermediate_size"],
+            },
+        }
+    head = next((name for name in ("classifier.weight", "cls_classifier.weight") if name in tensors), None)
+    classes = None if head is None else tensors[head].shape[0]
+    named = told.get("id2label") or {}
+    names = tuple(named[key] for key in sorted(named, key=int)) if classes and len(named) == classes else None
+    if names and all(re.fullmatch(r"LABEL_\d+", name) for name in names):
+        names = None  # transformers' words for "unknown"
+    return Description("hf", fields, classes, names)
+
+
+def _preprocessing(archive: Archive, size: int | tuple[int, int], channels: int) -> dict[str, Any]:
+    """By preprocessor_config.json; without one, ViT's pixels in [-1, 1], the others' ImageNet statistics."""
+    told = archive.preprocessing
+    plain_vit = archive.settings.get("model_type") == "vit"
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if plain_vit else IMAGENET
+    resize = None
+    if told.get("do_center_crop"):
+        target = told.get("size", 256)
+        resize = target if isinstance(target, int) else target.get("shortest_edge", target.get("height", 256))
+    return {
+        "crop": size,
+        "resize": resize,
+        "channels": channels,
+        "mean": tuple(told.get("image_mean", mean if channels == 3 else (0.5,))),
+        "std": tuple(told.get("image_std", std if channels == 3 else (0.5,))),
+        "interpolation": RESAMPLING.get(told.get("resample", 2), "bilinear"),
+    }
+
+
+def settings_for(config: Config, num_classes: int | None, class_names: tuple[str, ...] | None) -> dict[str, Any]:
+    """`config.json` for a model written in this format.
+
+    Raises:
+      UserError: a model that none of the four architectures can hold.
+    """
+    model, body, cfg = config["model"], config["model"]["transformer"], vit_config(config, num_classes)
+    mae = config["objective"] == "mae"
+    unfit = {
+        "a classifier other than 'token'": not mae and cfg.classifier != "token",
+        "a norm after pooling": cfg.norm_after_pool and not mae,
+        "no class token": not cfg.has_cls,
+        "no position for the class token": not cfg.cls_position,
+        "layer scale": bool(body["layer_scale"]),
+        "a ResNet stem": cfg.stem is not None,
+        "pre_logits under a head": bool(cfg.representation_size and num_classes),
+        "no positions": cfg.positions == "none",
+        "pictures that are not square": cfg.image_size[0] != cfg.image_size[1],
+    }
+    if any(unfit.values()):
+        named = ", ".join(what for what, present in unfit.items() if present)
+        raise UserError(f"Expected a model that transformers has, this one has {named}: write --to timm, or google.")
+    kind = "vit_mae" if mae else "deit" if cfg.dist_token else "vit"
+    classified = "DeiTForImageClassificationWithTeacher" if cfg.dist_head else "DeiTForImageClassification"
+    names = {
+        "vit_mae": "ViTMAEForPreTraining",
+        "deit": classified if num_classes else "DeiTModel",
+        "vit": "ViTForImageClassification" if num_classes else "ViTModel",
+    }
+    back = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    told = {
+        "architectures": [names[kind]],
+        "model_type": kind,
+        "hidden_size": model["hidden_size"],
+        "num_hidden_layers": body["num_layers"],
+        "num_attention_heads": body["num_heads"],
+        "intermediate_size": body["mlp_dim"],
+        "hidden_act": back[model["activation"]],
+        "layer_norm_eps": model["norm_eps"],
+        "image_size": cfg.image_size[0],
+        "patch_size": cfg.patch_size[0],
+        "num_channels": cfg.channels,
+        "qkv_bias": True,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "dtype": "float32",
+    }
+    if cfg.representation_size:
+        told |= {"pooler_output_size": cfg.representation_size, "pooler_act": "tanh"}
+    if num_classes:
+        labels = class_names or tuple(f"LABEL_{number}" for number in range(num_classes))
+        told["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        told["label2id"] = {label: number for number, label in enumerate(labels)}
+    if mae:
+        light = mae_config(config)
+        told |= {
+            "decoder_hidden_size": light.decoder.hidden_size,
+            "decoder_num_hidden_layers": light.decoder.num_layers,
+            "decoder_num_attention_heads": light.decoder.num_heads,
+            "decoder_intermediate_size": light.decoder.mlp_dim,
+            "norm_pix_loss": light.normalised_target,
+            "mask_ratio": 1 - light.num_visible / light.encoder.num_patches,
+        }
+    return told
+
+
+def preprocessing_for(config: Config) -> dict[str, Any]:
+    """`preprocessor_config.json` for the same."""
+    pp, channels = config["pp"], config["pp"]["channels"]
+    size = pp["crop"] if isinstance(pp["crop"], int) else pp["crop"][0]
+    numbers = {name: number for number, name in RESAMPLING.items()}
+    told: dict[str, Any] = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "rescale_factor": 1 / 255,
+        "resample": numbers[pp["interpolation"]],
+        "image_mean": list(pp["mean"]) * (channels if len(pp["mean"]) == 1 else 1),
+        "image_std": list(pp["std"]) * (channels if len(pp["std"]) == 1 else 1),
+        "size": {"height": size, "width": size},
+    }
+    if pp["resize"]:
+        told |= {"do_center_crop": True, "size": {"shortest_edge": pp["resize"]}}
+        told["crop_size"] = {"height": size, "width": size}
+    return told
