@@ -32,7 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
     pp.train, pp.test = "train", "test"  # splits, TFDS syntax: "train[:98%]"
     pp.crop = either(224, (224, 224))  # picture the model sees: pixels, or (height, width)
     pp.resize = either(None, 256)  # evaluation: short side before the centre crop; None: resized to the crop
-    pp.train_crop = "random_resized"  # or "simple" (pad and crop), "resize"
+    # "random_resized"; "random_resized_once" (one try, cut to the picture: MAE's linear probe); "simple" (pad and crop);
+    # "resize"
+    pp.train_crop = "random_resized"
     pp.crop_area = (0.05, 1.0)  # share of the picture that a random-resized crop covers
     pp.crop_aspect = (3 / 4, 4 / 3)
     pp.flip = True
@@ -53,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Optimiser
     config.batch, config.batch_eval = 512, 512
     config.accum_steps = 1  # micro-batches a step; the step equals the full batch
-    config.optim = "sgd"  # or "adamw"
+    config.optim = "sgd"  # "adamw", "lars"
     config.optim_dtype = "bfloat16"  # of the momentum
     config.momentum = 0.9
     config.b1, config.b2, config.adam_eps = 0.9, 0.999, 1e-8
@@ -68,6 +70,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.weight_decay = 0.0  # decoupled, times the learning rate (PyTorch's AdamW)
     config.weight_decay_rules = (("kernel$", 1.0), ("", 0.0))  # (pattern in the path, factor), first match wins
     config.layer_decay = either(None, 0.75)
+    # Partial fine-tuning: the last blocks that train, with what comes after them; 0.5: the last MLP alone; 0: the head.
+    config.train_blocks = either(None, 0.5)
+    config.trust_coefficient = 0.001  # of "lars"
     config.ema = either(None, 0.9999)
 
     # Loss
@@ -115,6 +120,7 @@ def model_defaults() -> ml_collections.ConfigDict:
     m.dist_token = False  # DeiT's distillation token
     m.dist_head = True  # and its own head; False: only the class token is classified
     m.norm_after_pool = False  # True: pool first, then the norm (MAE's and BEiT's fc_norm)
+    m.head_norm = "none"  # "batch": affine-free BatchNorm before the head (linear probes)
     m.representation_size = either(None, 768)  # tanh layer before the head
     m.positions = "learn"  # "sincos2d" (big_vision's formula), "sincos2d_mae", "none"
     m.positions_std = either(0.02, None)  # learned tables; None: 1/sqrt(hidden_size)

@@ -31,7 +31,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"head_(out|dist)/kernel", ("fsdp", "tensor")),
     (r"conv(_root|_proj|\d)/kernel", (None, None, None, "fsdp")),
     (r"positions", (None, "fsdp")),
-    (r"(bias|scale|scale1|scale2|cls|dist|mask_token|probe)", ()),
+    (r"(bias|scale|scale1|scale2|cls|dist|mask_token|probe|head_norm/mean|head_norm/var)", ()),
 )
 
 

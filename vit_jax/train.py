@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from vit_jax import configuration, sharding
 from vit_jax.contracts import Batch, Config, UserError, check_batch
+from vit_jax.data.decoding import check_channels
 from vit_jax.data.loader import eval_batches, train_batches
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.transforms import Preprocess
@@ -153,6 +154,8 @@ def prepare(config: Config, workdir: Path, draw: Draw | None, stop: list[int]) -
     if config["objective"] == "classify" and source.class_names != test.class_names:
         raise UserError("Expected the same classes in pp.train and pp.test, they differ: check the folders' names.")
     preprocess = Preprocess.from_config(config["pp"])
+    for pictures in (source, test):
+        check_channels(pictures[0], preprocess.channels)
     num_classes = None if config["objective"] == "mae" else len(source.class_names or ())
     steps_per_epoch = len(source) / config["batch"]
     total_steps = in_steps(config, "total", steps_per_epoch)

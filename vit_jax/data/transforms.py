@@ -21,7 +21,7 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-TRAIN_CROPS = ("random_resized", "simple", "resize")
+TRAIN_CROPS = ("random_resized", "random_resized_once", "simple", "resize")
 Box = tuple[float | int, float | int, float | int, float | int]  # left, top, right, bottom
 
 
@@ -82,7 +82,7 @@ class Preprocess:
 
     def _train_view(self, record: Record, rng: np.random.Generator) -> UInt8[np.ndarray, "H W c"]:
         height, width = self.crop
-        if self.train_crop == "random_resized":
+        if self.train_crop.startswith("random_resized"):
             picture, box = self._random_box(open_picture(record, self.channels), record.name, rng)
             return _as_array(picture.resize((width, height), FILTERS[self.interpolation], box=box))
         raw = record.image
@@ -108,14 +108,15 @@ class Preprocess:
         height, width = self.crop
         stored = picture.size
         box = None
+        box_of = random_resized_box_once if self.train_crop == "random_resized_once" else random_resized_box
         if picture.format == "JPEG" and "exif" not in picture.info:
-            box = random_resized_box(stored, self.crop_area, self.crop_aspect, rng)
+            box = box_of(stored, self.crop_area, self.crop_aspect, rng)
             shrink = min((box[2] - box[0]) / width, (box[3] - box[1]) / height)
             if shrink >= 2:  # decode fewer pixels; the resize still has at least its target's resolution
                 picture.draft(None, (int(stored[0] / shrink) + 1, int(stored[1] / shrink) + 1))
         picture = decode(picture, self.channels, name)
         if box is None:
-            box = random_resized_box(picture.size, self.crop_area, self.crop_aspect, rng)
+            box = box_of(picture.size, self.crop_area, self.crop_aspect, rng)
         elif picture.size != stored:
             x, y = picture.width / stored[0], picture.height / stored[1]
             box = (box[0] * x, box[1] * y, min(box[2] * x, picture.width), min(box[3] * y, picture.height))
@@ -153,6 +154,19 @@ def random_resized_box(
     w = round(height * aspect[1]) if ratio > aspect[1] else width
     h = round(width / aspect[0]) if ratio < aspect[0] else height
     left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def random_resized_box_once(
+    size: tuple[int, int], area: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """MAE's linear probe (util/crop.py, after TensorFlow): one draw, its sides cut to the picture's."""
+    width, height = size
+    share, shape, across, down = rng.random(4).tolist()
+    target = width * height * (area[0] + (area[1] - area[0]) * share)
+    ratio = math.exp(math.log(aspect[0]) + (math.log(aspect[1]) - math.log(aspect[0])) * shape)
+    w, h = min(round(math.sqrt(target * ratio)), width), min(round(math.sqrt(target / ratio)), height)
+    left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
     return left, top, left + w, top + h
 
 

@@ -94,7 +94,16 @@ class Transformer(nnx.Module):
         if cfg.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
         layers = (jnp.arange(cfg.num_layers), rates, params)
-        return jax.lax.scan(body, tokens.astype(cfg.dtype), layers, unroll=min(cfg.unroll, cfg.num_layers))
+        x, kept = tokens.astype(cfg.dtype), []
+        for first, last in ((0, cfg.frozen_blocks), (cfg.frozen_blocks, cfg.num_layers)):
+            if first == last:
+                continue
+            part = jax.tree.map(lambda leaf, first=first, last=last: leaf[first:last], layers)
+            x, outputs = jax.lax.scan(body, x, part, unroll=min(cfg.unroll, last - first))
+            if last == cfg.frozen_blocks:
+                x = jax.lax.stop_gradient(x)
+            kept.append(outputs)
+        return x, jnp.concatenate(kept) if keep else None
 
 
 class MapHead(nnx.Module):

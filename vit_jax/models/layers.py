@@ -55,6 +55,7 @@ class TransformerConfig:
     attention: str = "xla"  # or "cudnn"
     remat: str = "none"  # "dots", "full"
     unroll: int = 1  # blocks per scan step: 1 compiles fastest
+    frozen_blocks: int = 0  # no gradient goes into or below the first blocks
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -117,6 +118,29 @@ class LayerNorm(nnx.Module):
         shape = (1,) * (x.ndim - 1) + (-1,)
         scaled = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...].reshape(shape)
         return (scaled + self.bias[...].reshape(shape)).astype(self.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Before a linear probe's head (MAE main_linprobe.py): no scale, no bias, torch's momentum 0.1, eps 1e-6.
+
+    Training uses the batch's statistics and moves the running ones, which evaluation uses. Over a mesh the batch is the
+    global one.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-6, momentum: float = 0.1):
+        self.eps, self.momentum = eps, momentum
+        self.mean = nnx.BatchStat(jnp.zeros((width,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((width,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "b d"], *, train: bool) -> Float[Array, "b d"]:
+        x = x.astype(jnp.float32)
+        if not train:
+            return (x - self.mean[...][None]) * jax.lax.rsqrt(self.var[...][None] + self.eps)
+        mean, var, size = jnp.mean(x, axis=0), jnp.var(x, axis=0), x.shape[0]
+        self.mean[...] += self.momentum * (jax.lax.stop_gradient(mean) - self.mean[...])
+        unbiased = jax.lax.stop_gradient(var) * (size / max(size - 1, 1))  # as torch keeps it
+        self.var[...] += self.momentum * (unbiased - self.var[...])
+        return (x - mean[None]) * jax.lax.rsqrt(var[None] + self.eps)
 
 
 def xavier_fused(parts: int) -> Initializer:

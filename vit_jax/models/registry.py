@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +46,18 @@ def _transformer(config: Config, section: Config, width: int) -> TransformerConf
         attention=config["attention"],
         remat=config["remat"],
         unroll=config["unroll"],
+        frozen_blocks=frozen_blocks(config) if section is model["transformer"] else 0,
     )
+
+
+def frozen_blocks(config: Config) -> int:
+    """How many of the encoder's blocks do not train at all: all but `train_blocks`, 0.5 counting as one."""
+    trained, depth = config["train_blocks"], config["model"]["transformer"]["num_layers"]
+    if trained is None:
+        return 0
+    if not (trained == 0.5 or (float(trained).is_integer() and 0 <= trained <= depth)):
+        raise ValueError(f"Expected train_blocks of 0, 0.5 or 1 to {depth}, got {trained}: change config.train_blocks.")
+    return depth - math.ceil(trained)
 
 
 def vit_config(config: Config, num_classes: int | None) -> ViTConfig:
@@ -72,6 +84,7 @@ def vit_config(config: Config, num_classes: int | None) -> ViTConfig:
         classifier=model["classifier"],
         cls_token=model["cls_token"],
         norm_after_pool=model["norm_after_pool"],
+        head_norm=model["head_norm"],
         representation_size=model["representation_size"],
         positions=model["positions"],
         positions_std=model["positions_std"] or width**-0.5,

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from vit_jax.models.encoder import MapHead, Transformer
-from vit_jax.models.layers import LayerNorm, Linear, TransformerConfig
+from vit_jax.models.layers import BatchNorm, LayerNorm, Linear, TransformerConfig
 from vit_jax.models.resnet import ResNetConfig, ResNetStem
 from vit_jax.ops.keys import fold
 from vit_jax.ops.masks import take
@@ -46,6 +46,7 @@ class ViTConfig:
     dist_token: bool = False  # DeiT's second token, with a head of its own; needs the class token
     dist_head: bool = True  # False: only the class token is classified (Hugging Face's DeiTForImageClassification)
     norm_after_pool: bool = False  # MAE's and BEiT's fine-tuning: mean of un-normed tokens, then the norm (fc_norm)
+    head_norm: str = "none"  # or "batch": linear probes' affine-free BatchNorm before the head
     representation_size: int | None = None  # tanh layer before the head ("pre_logits")
     positions: str = "learn"  # see POSITIONS
     positions_std: float = 0.02  # learned: normal(0.02) in Google's ViT, 1/sqrt(d) in big_vision
@@ -65,6 +66,8 @@ class ViTConfig:
             raise ValueError(f"Expected positions of {POSITIONS}, got {self.positions!r}: change model.positions.")
         if self.dist_token and self.classifier != "token":
             raise ValueError(f"Expected model.classifier 'token' with model.dist_token, got {self.classifier!r}.")
+        if self.head_norm not in ("none", "batch"):
+            raise ValueError(f"Expected model.head_norm 'none' or 'batch', got {self.head_norm!r}.")
         _ = self.grid
 
     @property
@@ -132,6 +135,8 @@ class ViT(nnx.Module):
         self.norm = LayerNorm(d, eps=body.norm_eps, dtype=body.dtype)
         if cfg.classifier == "map":
             self.map_head = MapHead(body, rngs=rngs)
+        if cfg.head_norm == "batch":
+            self.head_norm = BatchNorm(d)
         if cfg.representation_size:
             self.pre_logits = Linear(
                 d, cfg.representation_size, kernel_init=init.lecun_normal(), dtype=body.dtype, rngs=rngs
@@ -202,11 +207,13 @@ class ViT(nnx.Module):
             pooled = tokens
         return self.norm(pooled) if self.cfg.norm_after_pool else pooled
 
-    def head(self, pooled: Float[Array, "... d"]) -> Float[Array, "... classes"]:
+    def head(self, pooled: Float[Array, "... d"], *, train: bool = False) -> Float[Array, "... classes"]:
         """`representation_size` layer where there is one, then logits (the pooled vector itself without a head).
 
         DeiT's two heads give the mean of their logits (deit/models.py; the paper speaks of softmaxes).
         """
+        if self.cfg.head_norm == "batch":
+            pooled = self.head_norm(pooled, train=train)
         if self.cfg.representation_size:
             pooled = jnp.tanh(self.pre_logits(pooled))
         if self.cfg.dist_token and self.cfg.dist_head and self.cfg.num_classes:
@@ -225,7 +232,7 @@ class ViT(nnx.Module):
         self, images: Float[Array, "b H W c"], *, train: bool = False, keys: Key[Array, " b"] | None = None
     ) -> Float[Array, "b ... classes"]:
         """Logits. `train=True` switches dropout and drop path on and needs `keys`, one an example."""
-        return self.head(self.pool(self.features(images, train=train, keys=keys)))
+        return self.head(self.pool(self.features(images, train=train, keys=keys)), train=train)
 
 
 def training_keys(train: bool, keys: Key[Array, " b"] | None) -> Key[Array, " b"] | None:

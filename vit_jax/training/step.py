@@ -67,6 +67,8 @@ def make_program(
             "change config.batch, config.accum_steps or config.mesh."
         )
     graph, shapes = nnx.split(jax.eval_shape(lambda: build(config, num_classes)))
+    if accum > 1 and statistics_of(nnx.merge(graph, shapes)):
+        raise UserError(f"Expected accum_steps 1 with batch statistics (model.head_norm 'batch'), got {accum}.")
     optimizer = make_optimizer(shapes, config)
 
     def create(seed: Int[Array, ""]) -> State:
@@ -104,12 +106,14 @@ def make_step(
         inputs = objective.prepare(batch, key, True)
         keys = jax.random.split(key, batch.image.shape[0])
 
-        def total_loss(params: Any, inputs: Any, keys: Any) -> tuple[Array, tuple[Mean, dict[str, Mean]]]:
-            loss, metrics = objective.losses(nnx.merge(graph, params), inputs, keys, True)
+        def total_loss(params: Any, inputs: Any, keys: Any) -> tuple[Array, Any]:
+            model = nnx.merge(graph, params)
+            loss, metrics = objective.losses(model, inputs, keys, True)
             reduced = loss.reduce()
-            return reduced.total, (reduced, {name: mean.reduce() for name, mean in metrics.items()})
+            sums = reduced, {name: mean.reduce() for name, mean in metrics.items()}
+            return reduced.total, (sums, statistics_of(model))
 
-        sums, (loss, metrics) = accumulated(jax.grad(total_loss, has_aux=True), config["accum_steps"])(
+        sums, ((loss, metrics), statistics) = accumulated(jax.grad(total_loss, has_aux=True), config["accum_steps"])(
             state.params, inputs, keys
         )
         # Divided once, by what the whole batch counted: unequal masks and weights come out as in one batch.
@@ -119,6 +123,7 @@ def make_step(
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        params = jax.tree_util.tree_map_with_path(lambda path, p: statistics.get(path_name(path), p), params)
         # Also on a skipped step the clock moves on: the data does, too.
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
@@ -131,6 +136,11 @@ def make_step(
         return new_state, Report({"loss": loss, **metrics}, rate, norm, finite, in_row)
 
     return step
+
+
+def statistics_of(model: Any) -> dict[str, Array]:
+    """Running statistics of batch norms by path; the forward pass has moved them."""
+    return flat_params(nnx.state(model, nnx.BatchStat))
 
 
 def accumulated(gradient: Callable[..., Any], accum_steps: int) -> Callable[..., Any]:
@@ -152,9 +162,9 @@ def accumulated(gradient: Callable[..., Any], accum_steps: int) -> Callable[...,
         )
 
         def add(total: Any, slice_: Any) -> tuple[Any, None]:
-            (sums, (loss, metrics)), (more, (more_loss, more_metrics)) = total, gradient(params, *slice_)
+            (sums, ((loss, metrics), _)), (more, ((more_loss, more_metrics), _)) = total, gradient(params, *slice_)
             merged = (loss.merge(more_loss), merge_all(metrics, more_metrics))
-            return (jax.tree.map(jnp.add, sums, more), merged), None
+            return (jax.tree.map(jnp.add, sums, more), (merged, {})), None
 
         return jax.lax.scan(add, zeros, micro)[0]
 

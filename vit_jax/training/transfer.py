@@ -13,7 +13,7 @@ from vit_jax.models.registry import vit_config
 from vit_jax.ops.positions import Resampling, resample_table
 
 # What a new task brings itself. Sin-cos positions come from their formula where the source kept none.
-FRESH = r"^(head_out/|head_dist/|pre_logits/|positions$|decoder|mask_token$|predict/)"
+FRESH = r"^(head_out/|head_dist/|head_norm/|pre_logits/|positions$|decoder|mask_token$|predict/)"
 
 
 class Transfer(NamedTuple):
