@@ -38,3 +38,7 @@ def small():
         return config
 
     return make
+
+
+def pytest_addoption(parser):
+    parser.addoption("--refresh-reviewed", action="store_true", help="write tests/reviewed/ anew; then read the diff")

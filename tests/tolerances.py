@@ -11,3 +11,6 @@ EXACT = 1e-6
 # logits of converted weights against the code they came from, float32: B-sized and smaller; L and H add more terms
 CONVERTED = 1e-5
 CONVERTED_LARGE = 1e-4
+# twenty optimiser steps beside PyTorch: losses at every step, parameters at the end
+TRAJECTORY_LOSS = 1e-4
+TRAJECTORY_PARAMS = 1e-3

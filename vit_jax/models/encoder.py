@@ -94,7 +94,8 @@ class Transformer(nnx.Module):
         if cfg.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
         layers = (jnp.arange(cfg.num_layers), rates, params)
-        x, kept = tokens.astype(cfg.dtype), []
+        x = tokens.astype(cfg.dtype)
+        kept: list[Array] = []
         for first, last in ((0, cfg.frozen_blocks), (cfg.frozen_blocks, cfg.num_layers)):
             if first == last:
                 continue
@@ -102,7 +103,8 @@ class Transformer(nnx.Module):
             x, outputs = jax.lax.scan(body, x, part, unroll=min(cfg.unroll, last - first))
             if last == cfg.frozen_blocks:
                 x = jax.lax.stop_gradient(x)
-            kept.append(outputs)
+            if outputs is not None:
+                kept.append(outputs)
         return x, jnp.concatenate(kept) if keep else None
 
 

@@ -68,7 +68,7 @@ def _layer_scales(path: str, shape: tuple[int, ...], decay: float | None, num_la
     return decay ** (num_layers + 1) if re.search(FIRST_LAYER, path) else 1.0
 
 
-def _trained(path: str, train_blocks: float | None, num_layers: int) -> float | tuple[float, ...]:
+def _trained(path: str, train_blocks: float | int | None, num_layers: int) -> float | tuple[float, ...]:
     """1 for what trains, 0 for what stays (partial fine-tuning, MAE section 5.2)."""
     if re.search(STATISTICS, path):
         return 0.0

@@ -138,7 +138,7 @@ def make_step(
     return step
 
 
-def statistics_of(model: Any) -> dict[str, Array]:
+def statistics_of(model: Any) -> dict[str, Any]:
     """Running statistics of batch norms by path; the forward pass has moved them."""
     return flat_params(nnx.state(model, nnx.BatchStat))
 
