@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": ("vit_jax.commands.predict", "name the classes of pictures"),
     "reconstruct": ("vit_jax.commands.reconstruct", "hide patches of pictures and draw what a MAE makes of them"),
     "embed": ("vit_jax.commands.embed", "write pooled features of pictures to .npz or .parquet"),
+    "probe": ("vit_jax.commands.probe", "judge frozen features: neighbours, few shots, linear heads; in minutes"),
     "convert": (
         "vit_jax.commands.convert",
         "other people's weights in, ours out: Google's, timm's, MAE's, Hugging Face's",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vit_jax.contracts import Batch
 from vit_jax.models.vit import ViT
+from vit_jax.ops.pixels import normalise
 
 Pooling = Literal["cls", "mean", "model"]
 
@@ -18,14 +23,43 @@ def pooled_features(encoder: ViT, pixels: Float[Array, "b H W c"], pooling: Pool
 
     MAE's loss never trains the class token, so "mean" is the default.
     """
-    has_cls = encoder.cfg.has_cls
-    if pooling == "cls" and not has_cls:
+    if pooling not in poolings(encoder):
         raise ValueError("Expected a model with a class token for pooling 'cls', this one has none: use 'mean'.")
+    return nnx.jit(lambda encoder, pixels: pooled(encoder, encoder.features(pixels), pooling))(encoder, pixels)
 
-    def compute(encoder: ViT, pixels: Array) -> Array:
-        tokens = encoder.features(pixels)
-        if pooling == "model":
-            return encoder.pool(tokens)
-        return tokens[:, 0] if pooling == "cls" else jnp.mean(tokens[:, encoder.cfg.num_prefix :], axis=1)
 
-    return nnx.jit(compute)(encoder, pixels).astype(jnp.float32)
+def poolings(encoder: ViT) -> tuple[Pooling, ...]:
+    """The ways to make one vector of this encoder's tokens."""
+    return ("cls", "mean", "model") if encoder.cfg.has_cls else ("mean", "model")
+
+
+def pooled(encoder: ViT, tokens: Float[Array, "b t d"], pooling: Pooling) -> Float[Array, "b d"]:
+    """One vector an example, float32."""
+    if pooling == "model":
+        vectors = encoder.pool(tokens)
+        vectors = vectors[:, 0] if vectors.ndim == 3 else vectors  # two tokens (DeiT), or all of them: the first
+    else:
+        vectors = tokens[:, 0] if pooling == "cls" else jnp.mean(tokens[:, encoder.cfg.num_prefix :], axis=1)
+    return vectors.astype(jnp.float32)
+
+
+def extract(
+    encoder: ViT, batches: Iterable[Batch], mean: Sequence[float], std: Sequence[float], which: Sequence[Pooling]
+) -> dict[str, Any]:
+    """Features of every example by pooling, and `label`; rows that only fill up a batch are left out."""
+    graph, params = nnx.split(encoder)
+
+    @jax.jit
+    def compute(params: Any, images: Array) -> dict[str, Array]:
+        model = nnx.merge(graph, params)
+        tokens = model.features(normalise(images, mean, std))
+        return {pooling: pooled(model, tokens, pooling) for pooling in which}
+
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in (*which, "label")}
+    for batch in batches:
+        real = batch.weight > 0
+        found = compute(params, jnp.asarray(batch.image))
+        for name in which:
+            rows[name].append(np.asarray(found[name])[real])
+        rows["label"].append(batch.label[real])
+    return {name: np.concatenate(parts) for name, parts in rows.items()}
