@@ -8,7 +8,7 @@ from PIL import Image
 
 from vit_jax import train
 from vit_jax.commands import cli
-from vit_jax.commands.figures import draw_run
+from vit_jax.commands.run_figures import draw_run
 
 
 @pytest.fixture(scope="module")

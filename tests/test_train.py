@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from vit_jax import UserError, api, configuration, train
-from vit_jax.commands.figures import draw_run
 from vit_jax.commands.inspect import digest
+from vit_jax.commands.run_figures import draw_run
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.tracker import read_metrics
 

@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_jax.api import Trained, create, load
+    from vit_jax.api import Trained, create, features, load
     from vit_jax.contracts import UserError
 
 __version__ = "0.1.0"
-__all__ = ["Trained", "UserError", "create", "load"]
+__all__ = ["Trained", "UserError", "create", "features", "load"]
 
-_HOMES = {"create": "vit_jax.api", "load": "vit_jax.api", "Trained": "vit_jax.api", "UserError": "vit_jax.contracts"}
+_HOMES = {"UserError": "vit_jax.contracts"} | dict.fromkeys(("create", "features", "load", "Trained"), "vit_jax.api")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vit_jax.contracts import Record, UserError
 from vit_jax.conversion.convert import refit
 from vit_jax.data.decoding import UnreadablePicture
 from vit_jax.data.transforms import Preprocess
+from vit_jax.evaluation.features import Form, layer_features
 from vit_jax.models.mae import MAE
 from vit_jax.models.registry import Model, assemble, build
 from vit_jax.models.vit import ViT
@@ -52,7 +54,10 @@ def create(
         config.model = configuration.model_config(name)
         config.model.lock()
         for field, value in fields.items():
-            config.model[field] = value
+            if isinstance(value, dict):  # a section: the fields given, the rest as they are
+                config.model[field].update(value)
+            else:
+                config.model[field] = value
         config.pp.crop, config.pp.channels = image_size, channels
         config.compute_dtype = compute_dtype
         model = build(config, num_classes, seed)
@@ -139,3 +144,30 @@ def load(
         log.warning("%s: %s", path, note)
     model = assemble(weights.config, weights.num_classes, weights.params)
     return Trained(model, weights.config, weights.class_names, found, weights.notes)
+
+
+def features(
+    model: Model | Trained,
+    images: Any,
+    layers: Sequence[int] = (-1,),
+    form: Form = "tokens",
+) -> list[jax.Array]:
+    """Features of inner layers, one array a layer.
+
+    Args:
+      model: what `load` or `create` gave; of a masked autoencoder its encoder is used.
+      images: pixels "b H W c" as the model takes them; or, with what `load` gave, pictures: paths, bytes, uint8 arrays.
+      layers: blocks from 0, or from the end with -1.
+      form: "tokens" (b, tokens, d), "NHWC" (b, rows, columns, d) for dense use, "pooled" (b, d).
+
+    Raises:
+      UserError: a layer that the model does not have, or another form.
+    """
+    if isinstance(model, Trained):
+        images = model.pixels(images) if isinstance(images, list) else images
+        model = model.model
+    encoder = model.encoder if isinstance(model, MAE) else model
+    try:
+        return layer_features(encoder, jax.numpy.asarray(images), layers, form)
+    except ValueError as error:
+        raise UserError(str(error)) from error

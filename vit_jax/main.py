@@ -17,7 +17,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics
 
 
 def _train(argv: list[str]) -> None:
-    from vit_jax.commands.figures import draw_run
+    from vit_jax.commands.run_figures import draw_run
     from vit_jax.train import run
 
     if len(argv) > 1:

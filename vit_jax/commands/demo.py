@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax import configuration, train
-from vit_jax.commands.figures import draw_run
+from vit_jax.commands.run_figures import draw_run
 from vit_jax.contracts import UserError
 
 SEEDS = (0, 1, 2)

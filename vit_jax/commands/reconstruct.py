@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from vit_jax.api import load
-from vit_jax.commands.figures import save
+from vit_jax.commands.run_figures import save
 from vit_jax.contracts import UserError
 from vit_jax.evaluation.reconstructions import reconstruct
 from vit_jax.models.mae import MAE

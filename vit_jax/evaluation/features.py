@@ -63,3 +63,38 @@ def extract(
             rows[name].append(np.asarray(found[name])[real])
         rows["label"].append(batch.label[real])
     return {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+Form = Literal["tokens", "NHWC", "pooled"]
+
+
+def layer_features(
+    encoder: ViT, pixels: Float[Array, "b H W c"], layers: Sequence[int], form: Form = "tokens", *, normed: bool = True
+) -> list[Array]:
+    """What leaves the blocks asked for (negative ones count from the end): for dense use and for probing depth.
+
+    Args:
+      form: "tokens" (b, prefix + patches, d); "NHWC" (b, rows, columns, d), the patches alone; "pooled" (b, d), their mean.
+      normed: through the encoder's final norm, as every published use of inner layers has it.
+
+    Raises:
+      ValueError: a layer that the encoder does not have, or another form.
+    """
+    cfg = encoder.cfg
+    depth = cfg.transformer.num_layers
+    if any(not -depth <= layer < depth for layer in layers) or form not in ("tokens", "NHWC", "pooled"):
+        raise ValueError(
+            f"Expected layers from {-depth} to {depth - 1} and a form of tokens, NHWC, pooled; got {layers}, {form}."
+        )
+
+    def compute(encoder: ViT, pixels: Array) -> list[Array]:
+        every = encoder.transformer.every_layer(encoder.placed(encoder.patches(pixels)))
+        found = []
+        for layer in layers:
+            tokens = encoder.norm(every[layer]) if normed else every[layer]
+            patches = tokens[:, cfg.num_prefix :]
+            grid = patches.reshape(patches.shape[0], *cfg.grid, -1)
+            found.append({"tokens": tokens, "NHWC": grid, "pooled": jnp.mean(patches, axis=1)}[form])
+        return found
+
+    return nnx.jit(compute)(encoder, pixels)

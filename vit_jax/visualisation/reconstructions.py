@@ -17,7 +17,7 @@ def draw(columns: tuple[Float[np.ndarray, "b H W c"], ...], *, true_statistics: 
     for row in range(rows):
         for place, (title, pictures) in enumerate(zip(TITLES, columns, strict=True)):
             axis = axes[row, place]
-            axis.imshow(_shown(pictures[row]), vmin=0.0, vmax=1.0, cmap="gray", interpolation="nearest")
+            axis.imshow(shown(pictures[row]), vmin=0.0, vmax=1.0, cmap="gray", interpolation="nearest")
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(title, fontsize=10)
@@ -26,6 +26,6 @@ def draw(columns: tuple[Float[np.ndarray, "b H W c"], ...], *, true_statistics: 
     return figure
 
 
-def _shown(picture: Float[np.ndarray, "H W c"]) -> np.ndarray:
+def shown(picture: Float[np.ndarray, "H W c"]) -> np.ndarray:
     """Colour as it is, one channel as grey, other counts by their first channel."""
     return picture[:, :, :3] if picture.shape[-1] in (3, 4) else picture[:, :, 0]
