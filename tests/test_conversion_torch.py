@@ -180,6 +180,45 @@ def test_published_sizes_equal_at_b(tmp_path):
     assert relative(logits(tmp_path / "b.pth", picture), theirs(model, picture)) < tolerances.CONVERTED
 
 
+# name: (seconds that conversion may take, peak memory in sizes of the file)
+LARGE = {"vit_base_patch16_224": (10, 2.0), "vit_large_patch16_224": (60, 2.0), "vit_huge_patch14_224": (60, 2.0)}
+
+
+@needs_timm
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_published_sizes_convert_in_time_and_memory(name, tmp_path):
+    """`vit-jax convert` in a process of its own, checks included; then the logits beside timm's."""
+    import subprocess
+    import sys
+    import time
+
+    model = timm.create_model(name, num_classes=1000)
+    randomise(model, scale=0.02)
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    size = (tmp_path / "x.pth").stat().st_size
+    picture = np.random.default_rng(0).standard_normal((1, 224, 224, 3)).astype(np.float32)
+    expected = theirs(model, picture)
+    del model
+    script = (
+        "import resource, sys; from vit_jax import configuration; from vit_jax.conversion.convert import read, write;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024;"
+        "import jax, vit_jax.api; from vit_jax.models.registry import build; before = peak();"
+        "w = read(sys.argv[1], configuration.plain(configuration.default_fields()));"
+        "write(w, sys.argv[2], 'google'); print(peak() - before)"
+    )
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "x.pth"), str(tmp_path / "x.npz")], capture_output=True, text=True
+    )
+    seconds, grown = time.perf_counter() - began, int(done.stdout)
+    print(f"{name}: {seconds:.1f} s, {grown / size:.2f} times the file of {size / 2**20:.0f} MiB")
+    assert seconds <= LARGE[name][0]
+    assert grown <= LARGE[name][1] * size
+    tolerance = tolerances.CONVERTED if "base" in name else tolerances.CONVERTED_LARGE
+    assert relative(logits(tmp_path / "x.pth", picture), expected) < tolerance
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pth_of_both_ages_without_torch(zipped, tmp_path):
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6)

@@ -11,6 +11,7 @@ from vit_jax.contracts import UserError
 COMMANDS = {
     "train": ("vit_jax.commands.train", "train: --workdir=DIR --config=FILE:ARG [--config.field=value ...]"),
     "eval": ("vit_jax.commands.eval", "evaluate a workdir's last checkpoint"),
+    "imagenet": ("vit_jax.commands.imagenet", "a classifier on ImageNet, ReaL, V2, A, R, Sketch and C"),
     "predict": ("vit_jax.commands.predict", "name the classes of pictures"),
     "reconstruct": ("vit_jax.commands.reconstruct", "hide patches of pictures and draw what a MAE makes of them"),
     "figures": ("vit_jax.commands.figures", "look inside: attention, rollout, distances, positions, filters"),

@@ -156,6 +156,9 @@ def _prepared_folder(path: Path) -> Path | None:
     return None
 
 
+LABELS = ("label", "original_label")  # ReaL keeps ImageNet's own under the second name
+
+
 class Tfds:
     """A prepared TFDS data set, pictures still encoded."""
 
@@ -167,7 +170,15 @@ class Tfds:
 
     def __getitem__(self, index: int) -> Record:
         record = self.records[index]
-        return Record(record["image"], int(record.get("label", -1)), f"{self.name}[{index}]")
+        label = next((record[key] for key in LABELS if key in record), -1)
+        return Record(record["image"], int(label), f"{self.name}[{index}]")
+
+    def answers(self, index: int) -> tuple[int, ...]:
+        """All right classes of a picture: ImageNet ReaL has several, or none."""
+        record = self.records[index]
+        if "real_label" in record:
+            return tuple(int(label) for label in record["real_label"])
+        return (self[index].label,)
 
 
 def tfds_source(where: str | Path, split: str, data_dir: str | None) -> Tfds:
@@ -199,7 +210,8 @@ def tfds_source(where: str | Path, split: str, data_dir: str | None) -> Tfds:
             f"Expected {where} in ArrayRecord files, it is in {builder.info.file_format.value}: prepare it again with "
             "`tfds build --file_format=array_record`."
         ) from error
-    names = tuple(features["label"].names) if "label" in features else None
+    labels = next((key for key in LABELS if key in features), None)
+    names = tuple(features[labels].names) if labels else None
     return Tfds(f"{builder.info.name} {split}", records, names)
 
 
