@@ -37,6 +37,9 @@ from vit_jax.training.tracker import Tracker, Window
 from vit_jax.training.transfer import transfer
 from vit_jax.weights import open_weights
 
+# Steps handed to the device beyond the one it works on. Without a bound the host runs ahead to the next log line, and a
+# signal to stop is only heard once all of that is computed.
+STEPS_AHEAD = 2
 Draw = Callable[[Path, Config, Any, Batch], None]
 
 
@@ -204,6 +207,8 @@ def loop(run: Run) -> None:
             run.state, report = compiled(run.state, on_device, seed)
             window.reports.append(report)
             run.step += 1
+            if len(window.reports) > STEPS_AHEAD:
+                jax.block_until_ready(window.reports[-1 - STEPS_AHEAD].finite)
             run.checkpoints.check()
 
             last = run.step == run.total_steps
