@@ -1,7 +1,7 @@
 """Fine-tune Google's ImageNet-21k ViT on a data set, as the ViT paper did (Dosovitskiy et al. 2021, B.1.1).
 
     python -m vit_jax.main --workdir=runs/b16-cifar10 --config=configs/vit.py:b16,cifar10 \
-        --config.init_from=WORKDIR_OF_A_PRETRAINED_MODEL
+        --config.pretrained_dir=FOLDER_OF_GOOGLES_FILES   # ViT-B_16.npz in it; or --config.init_from=ANY_FILE
 
 Source: google-research/vision_transformer, vit_jax/configs/vit.py and common.py. SGD with bfloat16 momentum, global
 norm 1, cosine to 0 after 500 steps; 384 pixels. Expected there with the published weights: CIFAR-10 98.76-99.02 for

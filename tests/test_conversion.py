@@ -223,3 +223,27 @@ def test_models_lists_what_is_published(capsys):
     told = capsys.readouterr().out
     assert "mae_pretrain_vit_base.pth" in told
     assert "CC-BY-NC" in told
+
+
+def test_a_published_classifier_is_evaluated_on_a_folder(npz, tmp_path, capsys):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        folder = tmp_path / "data" / "test" / f"class{number}"
+        folder.mkdir(parents=True)
+        for place in range(2):
+            Image.fromarray(rng.integers(0, 255, (40, 36, 3), dtype=np.uint8)).save(folder / f"{place}.png")
+    given = ["eval", str(npz[0]), "--dataset", str(tmp_path / "data"), "--split", "test", "--batch", "4", "--json"]
+    assert main(given) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["examples"] == 10
+    pictures = sorted((tmp_path / "data").rglob("*.png"))
+    best = np.asarray(vit_jax.load(npz[0])(pictures)).argmax(1)
+    expected = np.mean([f"class{place}" == path.parent.name for place, path in zip(best, pictures, strict=True)])
+    assert found["accuracy"] == pytest.approx(expected)
+    for path in (tmp_path / "data" / "test" / "class4").iterdir():
+        path.unlink()
+    (tmp_path / "data" / "test" / "class4").rmdir()
+    assert main(given) == 2
+    assert "Expected pictures of 5 classes" in capsys.readouterr().err

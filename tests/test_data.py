@@ -442,3 +442,14 @@ def test_a_loader_worker_starts_no_backend(tmp_path):
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
     assert "labels [0]" in done.stdout, done.stdout + done.stderr[-2000:]
+
+
+def test_a_folder_of_test_pictures_alone(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "val" / name / "x.png")
+    source = open_source(str(tmp_path), "test")
+    assert source.class_names == ("a", "b")
+    assert len(source) == 2
+    with pytest.raises(UserError, match="there is only val"):
+        open_source(str(tmp_path), "train")

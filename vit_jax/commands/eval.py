@@ -15,12 +15,13 @@ from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
+from vit_jax.models.vit import ViT
 from vit_jax.training.objectives import make_objective
 
 
 def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="vit-jax eval", description=__doc__)
-    parser.add_argument("workdir")
+    parser.add_argument("workdir", help="or a file of weights that `vit-jax convert` reads")
     parser.add_argument("--dataset", help="another data set than the run's: a folder or a TFDS name")
     parser.add_argument("--split", help="default: the run's pp.test")
     parser.add_argument("--batch", type=int, help="default: the run's batch_eval")
@@ -35,6 +36,10 @@ def run(argv: list[str]) -> int:
         tfds_data_dir=config["tfds_data_dir"],
         seed=config["seed"],
     )
+    classes = trained.model.cfg.num_classes if isinstance(trained.model, ViT) else None
+    found = len(source.class_names or ())
+    if classes and not trained.class_names and found != classes:
+        raise UserError(f"Expected pictures of {classes} classes, {source.name} has {found}: give another --dataset.")
     if trained.class_names and source.class_names != trained.class_names:
         raise UserError(
             f"Expected the classes of the run ({len(trained.class_names)}: {', '.join(trained.class_names[:5])} ...), "
@@ -42,7 +47,7 @@ def run(argv: list[str]) -> int:
         )
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     graph, params = nnx.split(trained.model)
-    objective = make_objective(config, len(trained.class_names or ()))
+    objective = make_objective(config, classes)
     step = make_eval_step(objective, graph, None, mesh)
     batch = args.batch or config["batch_eval"]
     metrics = evaluate(step, params, eval_batches(source, Preprocess.from_config(config["pp"]), batch=batch), mesh)

@@ -42,6 +42,10 @@ def folder_records(root: Path, split: str, seed: int) -> Folder:
             odd = sorted(map(str, set(train) ^ set(test)))
             raise UserError(f"Expected the same classes in {root}/train and test, {odd[:5]} are only in one of them.")
         return _folder(f"{root} {wanted}", train if wanted == "train" else test)
+    if "test" in given:
+        if wanted == "train":
+            raise UserError(f"Expected pictures to train on in {root}/train, there is only {given['test'].name}.")
+        return _folder(f"{root} test", _classes(given["test"]))
     whole = _classes(given.get("train", root))
     parts = {name: _split(paths, seed, name)[wanted] for name, paths in whole.items()}
     if all(len(paths) == 1 for paths in whole.values()):  # one a class: hold out classes, or there is no test at all
@@ -56,7 +60,8 @@ def _given_splits(root: Path) -> dict[str, Path]:
     folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     found = {"train": folders["train"]} if "train" in folders else {}
     test = next((folders[name] for name in TEST_NAMES if name in folders), None)
-    return found | {"test": test} if found and test is not None else found
+    alone = len(folders) == 1  # a folder of test pictures, to evaluate on
+    return found | {"test": test} if test is not None and (found or alone) else found
 
 
 def _classes(root: Path) -> dict[str | None, list[Path]]:
