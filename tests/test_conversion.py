@@ -110,6 +110,20 @@ def test_bfloat16_weights(npz, tmp_path):
         assert np.array_equal(half.params[path], value.astype(ml_dtypes.bfloat16).astype(np.float32)), path
 
 
+@pytest.mark.parametrize("to", ["timm", "mae", "hf"])
+def test_written_in_bfloat16(to, npz, tmp_path, capsys):
+    import ml_dtypes
+
+    if to == "mae":
+        pytest.importorskip("torch", reason="writes .pth")
+    place = tmp_path / {"timm": "o.safetensors", "mae": "o.pth", "hf": "o"}[to]
+    assert main(["convert", str(npz[0]), str(place), "--to", to, "--dtype", "bfloat16"]) == 0
+    assert "rounded to bfloat16" in capsys.readouterr().out
+    archive = vit_jax.conversion.files.open_archive(place)
+    assert {np.asarray(archive.tensors[name]).dtype for name in archive.tensors} == {np.dtype(ml_dtypes.bfloat16)}
+    assert main(["convert", str(npz[0]), str(tmp_path / "x2.npz"), "--to", "google", "--dtype", "bfloat16"]) == 2
+
+
 def test_every_name_that_does_not_match_is_listed(npz, tmp_path):
     flat = dict(npz[1])
     del flat["cls"], flat["Transformer/encoderblock_1/LayerNorm_1/scale"]

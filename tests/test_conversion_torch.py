@@ -35,6 +35,7 @@ HF = {
     "ViTForImageClassification": ("ViTConfig", {"num_labels": 5}, "logits"),
     "ViTForImageClassification-tanh": ("ViTConfig", {"num_labels": 5, "hidden_act": "gelu_new"}, "logits"),
     "ViTModel": ("ViTConfig", {}, "pooler_output"),
+    "DeiTModel": ("DeiTConfig", {}, "pooler_output"),
     "DeiTForImageClassification": ("DeiTConfig", {"num_labels": 5}, "logits"),
     "DeiTForImageClassificationWithTeacher": ("DeiTConfig", {"num_labels": 5}, "logits"),
 }

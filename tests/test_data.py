@@ -453,3 +453,18 @@ def test_a_folder_of_test_pictures_alone(tmp_path):
     assert len(source) == 2
     with pytest.raises(UserError, match="there is only val"):
         open_source(str(tmp_path), "train")
+
+
+def test_the_linear_probes_crop_is_one_draw_cut_to_the_picture():
+    from vit_jax.data.transforms import random_resized_box_once
+
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_resized_box_once((90, 30), (0.08, 1.0), (3 / 4, 4 / 3), rng) for _ in range(500)])
+    left, top, right, bottom = boxes.T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right <= 90).all()
+    assert (bottom <= 30).all()
+    # Half of the draws are higher than the picture; a draw over again would have made them lower than it.
+    assert 0.3 < (bottom - top == 30).mean() < 0.9
+    assert ((right - left) / (bottom - top) > 4 / 3 + 0.1).any()

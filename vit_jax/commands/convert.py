@@ -18,7 +18,7 @@ from flax import nnx
 
 from vit_jax import configuration
 from vit_jax.contracts import UserError
-from vit_jax.conversion.convert import FORMATS, Weights, refit, write
+from vit_jax.conversion.convert import FORMATS, Weights, refit, rounded, write
 from vit_jax.models.mae import MAE
 from vit_jax.models.registry import assemble, pair
 from vit_jax.ops.masks import make_mask
@@ -36,6 +36,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("source")
     parser.add_argument("destination")
     parser.add_argument("--to", choices=("native", *FORMATS), default="native")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the numbers written")
     parser.add_argument("--num_heads", type=int, help="where the file cannot show it")
     parser.add_argument("--num_classes", type=int, help="replace the head by a new one of zeros")
     parser.add_argument("--image_size", type=int, help="resample the positions to another picture size")
@@ -47,9 +48,17 @@ def run(argv: list[str]) -> int:
     weights, _ = open_weights(args.source, **given)
     weights = refit(weights, num_classes=args.num_classes, image_size=args.image_size)
     if args.to == "native":
+        if args.dtype != "float32":
+            raise UserError("Expected --dtype float32 for --to native: parameters are float32 here.")
         write_native(weights, args.destination)
     else:
-        write(weights, args.destination, args.to)
+        write(weights, args.destination, args.to, dtype=args.dtype)
+        if args.dtype == "bfloat16":
+            params = {
+                path: rounded({path: value}, args.dtype)[path].astype(np.float32)
+                for path, value in weights.params.items()
+            }
+            weights = weights._replace(params=params, notes=(*weights.notes, "numbers rounded to bfloat16"))
     for line in report(weights, args.source, args.destination, args.to, given):
         print(line)
     return 0

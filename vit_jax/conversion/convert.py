@@ -128,10 +128,10 @@ def refit(
     return weights._replace(params=params, config=config, num_classes=classes, class_names=names, notes=tuple(notes))
 
 
-def write(weights: Weights, path: str | Path, to: str) -> list[str]:
+def write(weights: Weights, path: str | Path, to: str, *, dtype: str = "float32") -> list[str]:
     """Write in the format `to` (FORMATS): "google" .npz, "timm" .safetensors or .pth, "mae" .pth, "hf" a folder.
 
-    Returns the names written.
+    Returns the names written. `dtype="bfloat16"` halves the file (not for .npz, which has no such type).
 
     Raises:
       UserError: something there already, a model that the format has no place for, or a place that cannot be written.
@@ -140,8 +140,10 @@ def write(weights: Weights, path: str | Path, to: str) -> list[str]:
     if path.exists():
         raise UserError(f"Expected a new file or folder, {path} exists: give another, or remove it.")
     config, classes = weights.config, weights.num_classes
+    if dtype not in ("float32", "bfloat16") or (dtype == "bfloat16" and to == "google"):
+        raise UserError(f"Expected float32, or bfloat16 for formats other than google, got {dtype} for {to}.")
     if to == "hf":
-        return _write_folder(weights, path)
+        return _write_folder(weights, path, dtype)
     if to == "google" and config["objective"] == "mae":
         raise UserError("Expected a classifier or encoder to write --to google, which has no place for a decoder.")
     # What Google's ViT code has no words for, big_vision's has.
@@ -158,20 +160,25 @@ def write(weights: Weights, path: str | Path, to: str) -> list[str]:
         raise UserError(f"Expected a destination of {' or '.join(suffixes)} for --to {to}, got {path.name}.")
     table: list[Rule | Fixed] = tables[to]()
     tensors = to_theirs(weights.params, table)
-    write_tensors(path, tensors, wrapped=to == "mae")
+    write_tensors(path, rounded(tensors, dtype), wrapped=to == "mae")
     return sorted(tensors)
 
 
-def _write_folder(weights: Weights, path: Path) -> list[str]:
+def rounded(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """The same tensors in `dtype`."""
+    return {name: tensor.astype(np.dtype(dtype), copy=False) for name, tensor in tensors.items()}
+
+
+def _write_folder(weights: Weights, path: Path, dtype: str) -> list[str]:
     config, classes = weights.config, weights.num_classes
-    settings = huggingface.settings_for(config, classes, weights.class_names)
+    settings = huggingface.settings_for(config, classes, weights.class_names) | {"dtype": dtype}
     tensors = to_theirs(weights.params, huggingface.rules(config, classes))
     prefix = {"vit": "vit.", "deit": "deit.", "vit_mae": "vit."}[settings["model_type"]]
     if settings["architectures"][0].endswith("Model"):
         prefix = ""
     outside = ("classifier.", "cls_classifier.", "distillation_classifier.", "decoder.")
     tensors = {name if name.startswith(outside) else prefix + name: tensor for name, tensor in tensors.items()}
-    write_tensors(path / "model.safetensors", tensors)
+    write_tensors(path / "model.safetensors", rounded(tensors, dtype))
     (path / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (path / "preprocessor_config.json").write_text(json.dumps(huggingface.preprocessing_for(config), indent=2) + "\n")
     return sorted(tensors)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401  NumPy learns bfloat16 by it, which safetensors then returns
+import ml_dtypes  # NumPy learns bfloat16 by it, which safetensors then returns
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -177,5 +177,9 @@ def _write_pickled(path: Path, tensors: dict[str, np.ndarray], wrapped: bool) ->
             "Expected PyTorch to write a .pth, it is not installed: pip install 'vit_jax[torch]', or write "
             ".safetensors, which PyTorch reads too."
         ) from error
-    state = {name: torch.from_numpy(np.require(tensor, requirements=["C", "W"])) for name, tensor in tensors.items()}
+    state = {}
+    for name, tensor in tensors.items():
+        # torch takes no bfloat16 from NumPy: by way of float32, which holds every bfloat16 exactly.
+        value = torch.from_numpy(np.require(tensor.astype(np.float32, copy=False), requirements=["C", "W"]))
+        state[name] = value.to(torch.bfloat16) if tensor.dtype == ml_dtypes.bfloat16 else value
     torch.save({"model": state} if wrapped else state, path)

@@ -212,7 +212,6 @@ def settings_for(config: Config, num_classes: int | None, class_names: tuple[str
         "qkv_bias": True,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "dtype": "float32",
     }
     if cfg.representation_size:
         told |= {"pooler_output_size": cfg.representation_size, "pooler_act": "tanh"}
