@@ -8,8 +8,9 @@ from vit_jax import configuration, train
 
 ARGUMENTS = {
     "common.py": [""], "digits.py": ["pretrain", "finetune", "scratch"], "vit.py": ["b16,cifar10", "l16,imagenet2012"],
-    "vit_scratch.py": ["s16", "b16"], "augreg.py": ["B_16", "Ti_16"], "mae.py": ["b16", "l16", "h14"],
-    "mae_finetune.py": ["b16", "l16", "h14"],
+    "vit_scratch.py": ["s16", "b16"], "augreg.py": ["B_16", "Ti_16", "R26_S_32"], "mae.py": ["b16", "l16", "h14"],
+    "mae_finetune.py": ["b16", "l16", "h14"], "mae_linprobe.py": ["b16", "l16", "h14"],
+    "mae_partial.py": ["b16,0.5", "l16,4"],
     "folder.py": ["scratch,{folder}", "pretrain,{folder}", "finetune,{folder}"],
 }  # fmt: skip
 NOT_RECIPES = {"__init__.py", "models.py"}
@@ -69,7 +70,14 @@ def test_recipe_takes_a_step(name, argument, folder, tmp_path):
     assert np.isfinite(result.metrics["loss"])
 
 
-WRONG = ["mae.py:x16", "vit.py:b16", "vit.py:q16,cifar10", "augreg.py:R_Ti_8", "folder.py:scratch,/no"]
+WRONG = [
+    "mae.py:x16",
+    "vit.py:b16",
+    "vit.py:q16,cifar10",
+    "augreg.py:R_Ti_8",
+    "mae_partial.py:b16,x",
+    "folder.py:scratch,/no",
+]
 
 
 @pytest.mark.parametrize("wrong", WRONG)
