@@ -7,14 +7,19 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from vit_jax import UserError, api, configuration, train
 from vit_jax.commands.inspect import digest
 from vit_jax.commands.run_figures import draw_run
+from vit_jax.models.registry import build
+from vit_jax.ops.paths import flat_params
+from vit_jax.ops.positions import resample_table
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.tracker import read_metrics
+from vit_jax.training.transfer import transfer
 
 
 def final_digest(workdir):
@@ -94,6 +99,18 @@ def test_a_larger_picture_resamples_learned_positions(small, tmp_path):
     larger.model.positions, larger.pp.crop = "learn", 12
     train.run(larger, tmp_path / "large")
     assert api.load(tmp_path / "large").model.positions.shape == (1 + 36, 16)
+
+
+@pytest.mark.parametrize("resampling", ["google", "bicubic"])
+def test_positions_are_resampled_as_their_source_does(small, resampling):
+    config, larger = small("scratch"), small("scratch")
+    config.model.positions = larger.model.positions = "learn"
+    larger.pp.crop = 12
+    shapes = [flat_params(jax.eval_shape(lambda config=config: build(config, 10))) for config in (config, larger)]
+    source = {path: np.random.default_rng(0).normal(size=leaf.shape) for path, leaf in shapes[0].items()}
+    moved = transfer(source, config, {path: leaf.shape for path, leaf in shapes[1].items()}, larger, resampling)
+    by_hand = resample_table(source["positions"], (4, 4), (6, 6), resampling)
+    np.testing.assert_array_equal(moved.params["positions"], by_hand)
 
 
 def test_a_loss_that_stays_non_finite_stops_the_run_and_keeps_the_batch(small, tmp_path):

@@ -143,18 +143,22 @@ def _fit(
 
     @jax.jit
     def run(x: Array, labels: Array) -> tuple[Array, Array]:
-        def step(carry: tuple, number: Array) -> tuple[tuple, None]:
-            params, trace = carry
-            order = jax.random.permutation(key_for(seed, "probe", number // per_epoch), len(x))
-            places = jax.lax.dynamic_slice(order, ((number % per_epoch) * batch,), (batch,))
-            grads = gradient(params, x[places], labels[places])
-            trace = jax.tree.map(lambda t, g: MOMENTUM * t + g, trace, grads)
-            now = rates * 0.5 * (1.0 + jnp.cos(jnp.pi * number / steps))
-            scaled = jax.tree.map(lambda t: now.reshape(-1, *(1,) * (t.ndim - 1)) * t, trace)
-            return (jax.tree.map(jnp.subtract, params, scaled), trace), None
+        def epoch(carry: tuple, number: Array) -> tuple[tuple, None]:
+            order = jax.random.permutation(key_for(seed, "probe", number), len(x))  # a sort: once an epoch
+
+            def step(carry: tuple, inside: Array) -> tuple[tuple, None]:
+                params, trace = carry
+                places = jax.lax.dynamic_slice(order, (inside * batch,), (batch,))
+                grads = gradient(params, x[places], labels[places])
+                trace = jax.tree.map(lambda t, g: MOMENTUM * t + g, trace, grads)
+                now = rates * 0.5 * (1.0 + jnp.cos(jnp.pi * (number * per_epoch + inside) / steps))
+                scaled = jax.tree.map(lambda t: now.reshape(-1, *(1,) * (t.ndim - 1)) * t, trace)
+                return (jax.tree.map(jnp.subtract, params, scaled), trace), None
+
+            return jax.lax.scan(step, carry, jnp.arange(per_epoch))
 
         zeros = (jnp.zeros((len(rates), x.shape[1], classes)), jnp.zeros((len(rates), classes)))
-        return jax.lax.scan(step, (zeros, zeros), jnp.arange(steps))[0][0]
+        return jax.lax.scan(epoch, (zeros, zeros), jnp.arange(epochs))[0][0]
 
     return run(x, labels)
 

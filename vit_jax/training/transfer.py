@@ -59,7 +59,7 @@ def transfer(
             value = source[name]
             if bare == "positions":
                 value = resample_table(
-                    value, vit_config(source_config, None).grid, vit_config(config, None).grid, "bicubic"
+                    value, vit_config(source_config, None).grid, vit_config(config, None).grid, resampling
                 )
             if value.shape == shape:
                 params[path] = value
