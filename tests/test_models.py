@@ -11,9 +11,10 @@ from tests import tolerances
 from vit_jax import UserError, configuration
 from vit_jax.models.layers import TransformerConfig
 from vit_jax.models.mae import MAE, MAEConfig
-from vit_jax.models.registry import build, count_params, flat_params
+from vit_jax.models.registry import build, count_params
 from vit_jax.models.vit import ViT, ViTConfig
 from vit_jax.ops.masks import make_mask
+from vit_jax.ops.paths import flat_params
 
 # google-research/vision_transformer models_test.py at 224 pixels, 1000 classes, no pre_logits
 PUBLISHED = {

@@ -13,8 +13,9 @@ from tests import tolerances  # noqa: E402
 from tests.torch_twins import as_numpy, mae_params, relative, vit_params  # noqa: E402
 from vit_jax.contracts import Batch  # noqa: E402
 from vit_jax.models.mae import MAEConfig  # noqa: E402
-from vit_jax.models.registry import assemble, flat_params, mae_config  # noqa: E402
+from vit_jax.models.registry import assemble, mae_config  # noqa: E402
 from vit_jax.ops.masks import from_scores  # noqa: E402
+from vit_jax.ops.paths import flat_params  # noqa: E402
 from vit_jax.training.objectives import make_objective  # noqa: E402
 
 # transformers imports and torch kernels warn of things that are not ours

@@ -11,7 +11,8 @@ from flax import nnx
 from tests import tolerances
 from vit_jax import UserError, configuration, sharding
 from vit_jax.contracts import Batch
-from vit_jax.models.registry import build, flat_params
+from vit_jax.models.registry import build
+from vit_jax.ops.paths import flat_params
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
 from vit_jax.training.schedules import make_schedule

@@ -9,7 +9,8 @@ import pytest
 from tests import tolerances
 from vit_jax import UserError, configuration, sharding
 from vit_jax.contracts import Batch
-from vit_jax.models.registry import build, flat_params
+from vit_jax.models.registry import build
+from vit_jax.ops.paths import flat_params
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
 from vit_jax.training.schedules import in_steps, make_schedule
@@ -67,36 +68,6 @@ def test_accumulation_equals_the_full_batch(small, stage):
             np.testing.assert_allclose(other.means[name].total, mean.total, rtol=tolerances.SUM_ORDER)
             np.testing.assert_allclose(other.means[name].count, mean.count)
     assert_same_states(full, parts)
-
-
-@pytest.mark.parametrize("stage", ["scratch", "pretrain"])
-@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_eight_devices_equal_one(small, stage, mesh):
-    _, alone, reports = run_steps(busy(small, stage))
-    program, together, others = run_steps(busy(small, stage), mesh, devices=8)
-    for one, other in zip(reports, others, strict=True):
-        np.testing.assert_allclose(other.means["loss"].total, one.means["loss"].total, rtol=1e-4)
-    assert_same_states(alone, together)
-    if mesh.get("fsdp"):
-        split = [path for path, leaf in flat_params(together).items() if not leaf.sharding.is_fully_replicated]
-        assert any("mu" in path for path in split), "optimiser state is not sharded"
-        assert any(path.startswith("params") and "fc1/kernel" in path for path in split)
-    del program
-
-
-def test_every_parameter_of_every_model_has_a_layout(small):
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
-    for name in ("ViT-B_16", "ViT-g_14"):
-        config = configuration.default_fields()
-        config.model = configuration.model_config(name)
-        config.model.representation_size = 768
-        params = flat_params(jax.eval_shape(lambda config=config: build(config, 10)))
-        layouts = sharding.layout({path: leaf.shape for path, leaf in params.items()}, mesh)
-        assert layouts.keys() == params.keys()
-    with pytest.raises(ValueError, match="head/strange"):
-        sharding.layout({"head/strange": (3, 4)}, mesh)
-    with pytest.raises(ValueError, match=r"config\.mesh"):
-        sharding.make_mesh({"data": 3})
 
 
 @pytest.mark.parametrize(("kind", "at_middle"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])

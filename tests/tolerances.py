@@ -14,3 +14,4 @@ CONVERTED_LARGE = 1e-4
 # twenty optimiser steps beside PyTorch: losses at every step, parameters at the end
 TRAJECTORY_LOSS = 1e-4
 TRAJECTORY_PARAMS = 1e-3
+MESH = 1e-5  # losses, metrics and gradients of one step over eight devices against one, float32

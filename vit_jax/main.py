@@ -14,14 +14,20 @@ from vit_jax.contracts import UserError
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its argument.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and figures.")
+# Of several processes; TPU slices, Slurm, Open MPI and JAX's own variables need none of them.
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 
 
 def _train(argv: list[str]) -> None:
+    from vit_jax import processes
     from vit_jax.commands.run_figures import draw_run
     from vit_jax.train import run
 
     if len(argv) > 1:
         raise UserError(f"Expected only --flags, got {argv[1:]}: write --config.field=value.")
+    processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     run(_CONFIG.value, Path(str(_WORKDIR.value)), draw=draw_run)
 
 

@@ -5,10 +5,8 @@ devices -> data -> model and optimiser -> where we begin -> loop (evaluate? save
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from vit_jax import configuration, sharding
+from vit_jax import configuration, processes, sharding
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.decoding import check_channels
 from vit_jax.data.loader import eval_batches, train_batches
@@ -27,7 +25,8 @@ from vit_jax.data.sources import Source, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
-from vit_jax.models.registry import count_params, flat_params, pair, path_name
+from vit_jax.models.registry import count_params, pair
+from vit_jax.ops.paths import flat_params, path_name
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
@@ -63,22 +62,24 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None) -> Result
       UserError: bad data or settings, a workdir of another configuration, a full disk, or a loss that stays non-finite.
     """
     configuration.check_fields(config)
-    stop = _stop_on_sigterm()
-    held = prepare(config, Path(workdir), draw, stop)
+    stop = processes.Stop()
+    with processes.together():
+        held = prepare(config, Path(workdir), draw, stop)
     try:
-        loop(held)
-        # Last words: a stopped run is saved where it is, a finished one is judged
-        held.save()
-        held.checkpoints.wait()
-        metrics = None if stop else held.judge()
-        if not stop:
-            held.picture()
-        elif held.step < held.total_steps:
-            held.tracker.say(f"stopped at step {held.step}, saved; the same command continues")
+        with processes.together():
+            loop(held)
+            # Last words: a stopped run is saved where it is, a finished one is judged
+            held.save()
+            held.checkpoints.wait()
+            metrics = None if stop.told else held.judge()
+            if not stop.told:
+                held.picture()
+            elif held.step < held.total_steps:
+                held.tracker.say(f"stopped at step {held.step}, saved; the same command continues")
     finally:
         held.tracker.close()
         held.checkpoints.close()
-    return Result(metrics or {}, held.step, bool(stop))
+    return Result(metrics or {}, held.step, stop.told)
 
 
 @dataclasses.dataclass
@@ -88,7 +89,7 @@ class Run:
     config: Config
     workdir: Path
     draw: Draw | None
-    stop: list[int]  # signals received
+    stop: processes.Stop
     mesh: Mesh
     source: Source
     test: Source
@@ -108,7 +109,7 @@ class Run:
         config = self.config
         return train_batches(
             self.source, self.preprocess, batch=config["batch"], seed=config["seed"], start=start,
-            process=jax.process_index(), processes=jax.process_count(), num_workers=config["num_workers"],
+            rows=sharding.local_rows(config["batch"], self.mesh), num_workers=config["num_workers"],
             num_threads=config["num_threads"], prefetch=config["prefetch"], max_unreadable=config["max_unreadable"],
         )  # fmt: skip
 
@@ -116,8 +117,9 @@ class Run:
         """The evaluation pictures, every one once."""
         config = self.config
         return eval_batches(
-            self.test, self.preprocess, batch=config["batch_eval"], process=jax.process_index(),
-            processes=jax.process_count(), num_threads=config["num_threads"], max_unreadable=config["max_unreadable"],
+            self.test, self.preprocess, batch=config["batch_eval"],
+            rows=sharding.local_rows(config["batch_eval"], self.mesh), num_threads=config["num_threads"],
+            max_unreadable=config["max_unreadable"],
         )  # fmt: skip
 
     @property
@@ -127,7 +129,7 @@ class Run:
 
     def judge(self) -> dict[str, float] | None:
         """Evaluate and record; None when told to stop meanwhile."""
-        metrics = evaluate(self.eval_step, self.best_params, self.tests(), self.mesh, stop=lambda: bool(self.stop))
+        metrics = evaluate(self.eval_step, self.best_params, self.tests(), self.mesh, stop=self.stop)
         if metrics is not None:
             self.tracker.record("eval", self.step, metrics)
             words = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
@@ -136,8 +138,11 @@ class Run:
 
     def picture(self) -> None:
         """Draw what the caller asked for."""
-        if self.draw is not None and jax.process_index() == 0:
-            model = nnx.merge(self.program.graph, self.best_params)
+        if self.draw is None:
+            return
+        params = processes.to_host(self.best_params)
+        if jax.process_index() == 0:
+            model = nnx.merge(self.program.graph, params)
             self.draw(self.workdir, self.config, model, next(iter(self.tests())))
 
     def save(self) -> None:
@@ -145,7 +150,7 @@ class Run:
         self.checkpoints.save(self.state, configuration.plain(self.config), self.metadata)
 
 
-def prepare(config: Config, workdir: Path, draw: Draw | None, stop: list[int]) -> Run:
+def prepare(config: Config, workdir: Path, draw: Draw | None, stop: processes.Stop) -> Run:
     """Everything before the first step, in the order in which it can fail; nothing is written before it all fits."""
     # Devices
     use_compilation_cache()
@@ -159,6 +164,7 @@ def prepare(config: Config, workdir: Path, draw: Draw | None, stop: list[int]) -
     preprocess = Preprocess.from_config(config["pp"])
     for pictures in (source, test):
         check_channels(pictures[0], preprocess.channels)
+        processes.check_same(f"the number of pictures of {pictures.name}", len(pictures), "give each the same data")
     num_classes = None if config["objective"] == "mae" else len(source.class_names or ())
     steps_per_epoch = len(source) / config["batch"]
     total_steps = in_steps(config, "total", steps_per_epoch)
@@ -173,7 +179,7 @@ def prepare(config: Config, workdir: Path, draw: Draw | None, stop: list[int]) -
     eval_step = make_eval_step(objective, program.graph, program.layout.params, mesh)
 
     # Where we begin: 1 this workdir's own last checkpoint, 2 given weights, ours or converted, 3 from scratch
-    _make_folder(workdir)
+    processes.make_shared_folder(workdir)
     checkpoints = Checkpoints(workdir, keep=config["keep_checkpoints"])
     state, note = begin(config, program, checkpoints)
     step = int(state.step)
@@ -194,7 +200,7 @@ def loop(run: Run) -> None:
     batches = run.batches(run.step)
     compiled, window, seed = None, Window(), np.int32(config["seed"])
     try:
-        while run.step < run.total_steps and not run.stop:
+        while run.step < run.total_steps and not run.stop():
             waiting = time.perf_counter()
             batch = next(batches)
             if compiled is None:
@@ -244,7 +250,12 @@ def begin(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[S
         shapes = {path: leaf.shape for path, leaf in flat_params(state.params).items()}
         moved = transfer(theirs.params, theirs.config, shapes, config, theirs.resampling)
         params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jax.device_put(moved.params.get(path_name(path), leaf), leaf.sharding), state.params
+            lambda path, leaf: (
+                sharding.put_everywhere(moved.params[path_name(path)], leaf.sharding)
+                if path_name(path) in moved.params
+                else leaf
+            ),
+            state.params,
         )
         ema = state.ema if state.ema is None else jax.tree.map(lambda leaf: leaf.copy(), params)
         return state._replace(params=params, ema=ema), f"from {given} step {where}: {moved.summary()}"
@@ -266,27 +277,12 @@ def preprocess_size(config: Config) -> tuple[int, int]:
     return pair(config["pp"]["crop"])
 
 
-def _stop_on_sigterm() -> list[int]:
-    """A list that SIGTERM fills: schedulers send it before they take a machine away."""
-    received: list[int] = []
-    with contextlib.suppress(ValueError):  # not the main thread: whoever owns the signals decides
-        signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    return received
-
-
 def _check_eval_batch(config: Config, mesh: Any) -> None:
     ways = sharding.batch_ways(mesh)
     if config["batch_eval"] % ways:
         raise UserError(
             f"Expected batch_eval divisible by {ways} devices, got {config['batch_eval']}: change batch_eval."
         )
-
-
-def _make_folder(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"Expected a workdir that can be written, {workdir} cannot ({error.strerror}).") from error
 
 
 def _metadata(config: Config, source: Source, num_classes: int | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import use_compilation_cache
 from vit_jax.evaluation.features import extract, poolings
 from vit_jax.evaluation.probes import Split, few_shot, linear_heads, nearest_neighbours
-from vit_jax.models.registry import flat_params
+from vit_jax.ops.paths import flat_params
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 

@@ -17,7 +17,8 @@ from vit_jax.contracts import Config, UserError
 from vit_jax.conversion import google, huggingface, timm
 from vit_jax.conversion.files import fetch, open_archive, write_tensors
 from vit_jax.conversion.rules import Fixed, Rule, Shape, to_ours, to_theirs
-from vit_jax.models.registry import build, flat_params, pair, vit_config
+from vit_jax.models.registry import build, pair, vit_config
+from vit_jax.ops.paths import flat_params
 from vit_jax.ops.positions import Resampling, resample_table
 
 SOURCES: tuple[ModuleType, ...] = (google, timm, huggingface)  # asked in this order whether a file is theirs

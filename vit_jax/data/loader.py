@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -57,7 +57,7 @@ class TrainRows:
     """Makes the rows of one global batch that belong to this process."""
 
     def __init__(
-        self, source: Source, preprocess: Preprocess, seed: int, batch: int, rows: range, unreadable: Unreadable
+        self, source: Source, preprocess: Preprocess, seed: int, batch: int, rows: Sequence[int], unreadable: Unreadable
     ):
         self.source, self.preprocess, self.seed, self.batch = source, preprocess, seed, batch
         self.rows, self.unreadable = rows, unreadable
@@ -86,7 +86,7 @@ class TrainRows:
 class EvalRows:
     """Makes one batch of consecutive records; rows past the end, or unreadable, have weight 0."""
 
-    def __init__(self, source: Source, preprocess: Preprocess, batch: int, rows: range, unreadable: Unreadable):
+    def __init__(self, source: Source, preprocess: Preprocess, batch: int, rows: Sequence[int], unreadable: Unreadable):
         self.source, self.preprocess, self.batch = source, preprocess, batch
         self.rows, self.unreadable = rows, unreadable
 
@@ -106,13 +106,6 @@ class EvalRows:
                 continue
             labels[place], weight[place] = record.label, 1.0
         return Batch(images, labels, weight)
-
-
-def _rows_of(batch: int, process: int, processes: int) -> range:
-    if batch % processes:
-        raise UserError(f"Expected a batch divisible by {processes} processes, got {batch}: change config.batch.")
-    share = batch // processes
-    return range(process * share, (process + 1) * share)
 
 
 def useful_threads(source: Source) -> int:
@@ -147,21 +140,20 @@ def train_batches(
     num_workers: int = 0,
     num_threads: int = 0,
     prefetch: int = 2,
-    process: int = 0,
-    processes: int = 1,
+    rows: Sequence[int] | None = None,
     max_unreadable: float = 0.01,
 ) -> Iterator[Batch]:
-    """Endless batches from batch number `start` on; this process's rows of each.
+    """Endless batches from batch number `start` on.
 
     Args:
       batch: of all processes together.
       num_workers: decoding processes; 0 decodes in `num_threads` threads of this one (0: as many as help).
       prefetch: batches ahead, per worker or in all.
+      rows: of each batch, those this process needs (sharding.local_rows); None: all of them.
       max_unreadable: share of unreadable pictures at which a `UserError` names them.
     """
     check_channels(source[0], preprocess.channels)
-    rows = _rows_of(batch, process, processes)
-    make = TrainRows(source, preprocess, seed, batch, rows, Unreadable(len(source), max_unreadable))
+    make = TrainRows(source, preprocess, seed, batch, rows or range(batch), Unreadable(len(source), max_unreadable))
     threads = num_threads or useful_threads(source)
     return _stream(make, range(start, ENDLESS // batch), threads, prefetch, num_workers)
 
@@ -171,14 +163,15 @@ def eval_batches(
     preprocess: Preprocess,
     *,
     batch: int,
-    process: int = 0,
-    processes: int = 1,
+    rows: Sequence[int] | None = None,
     num_threads: int = 0,
     prefetch: int = 2,
     max_unreadable: float = 0.01,
 ) -> Iterator[Batch]:
-    """Every record once, in order. The last batch is filled up with rows of weight 0, on every process alike."""
+    """Every record once, in order. The last batch is filled up with rows of weight 0.
+
+    Whatever `rows` are asked for, the number of batches is the same: processes stay in step.
+    """
     check_channels(source[0], preprocess.channels)
-    rows = _rows_of(batch, process, processes)
-    make = EvalRows(source, preprocess, batch, rows, Unreadable(len(source), max_unreadable))
+    make = EvalRows(source, preprocess, batch, rows or range(batch), Unreadable(len(source), max_unreadable))
     return _stream(make, range(-(-len(source) // batch)), num_threads or useful_threads(source), prefetch, 0)

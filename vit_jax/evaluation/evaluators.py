@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -13,22 +14,24 @@ from jax.sharding import Mesh
 from vit_jax import sharding
 from vit_jax.contracts import Batch
 from vit_jax.ops.keys import key_for
-from vit_jax.ops.means import Mean
+from vit_jax.ops.means import Mean, weighted
 
 EvalStep = Callable[[Any, Batch, Any], dict[str, Mean]]
 
 
 def make_eval_step(objective: Any, graph: Any, params_layout: Any, mesh: Mesh) -> EvalStep:
-    """One jitted batch: loss and metrics of `objective` (training.objectives.Objective) as sums and counts.
+    """One jitted batch: loss, metrics of `objective` (training.objectives.Objective) and `examples` as sums and counts.
 
     Masks come from the batch's number alone, so every evaluation of a run sees the same ones.
     """
 
     def step(params: Any, batch: Batch, number: Any) -> dict[str, Mean]:
-        model = nnx.merge(graph, params)
-        inputs = objective.prepare(batch, key_for(0, "evaluation", number), False)
-        loss, metrics = objective.losses(model, inputs, None, False)
-        return {name: mean.reduce() for name, mean in {"loss": loss, **metrics}.items()}
+        with sharding.over(mesh):
+            model = nnx.merge(graph, params)
+            inputs = objective.prepare(batch, key_for(0, "evaluation", number), False)
+            loss, metrics = objective.losses(model, inputs, None, False)
+            examples = weighted(jnp.ones(batch.weight.shape), jnp.asarray(batch.weight))
+            return {name: mean.reduce() for name, mean in {"loss": loss, **metrics, "examples": examples}.items()}
 
     layout = (params_layout, sharding.batch_layout(mesh), None)
     return jax.jit(step, in_shardings=layout, out_shardings=sharding.replicated(mesh))
@@ -39,14 +42,13 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Metrics over all batches, and `examples`. None when `stop` said so in between."""
     totals: dict[str, np.ndarray] = {}
-    examples = 0.0
     for number, batch in enumerate(batches):
         if stop():
             return None
         means = jax.device_get(step(params, sharding.put(batch, mesh), np.int32(number)))
-        examples += float(batch.weight.sum())
         for name, mean in means.items():
             pair = np.asarray([mean.total, mean.count], np.float64)
             totals[name] = totals.get(name, 0.0) + pair
+    examples = totals.pop("examples", (0.0,))[0]  # all processes' rows, which `batches` here need not be
     values = {name: float(total / count) if count else float("nan") for name, (total, count) in totals.items()}
-    return values | {"examples": examples}
+    return values | {"examples": float(examples)}

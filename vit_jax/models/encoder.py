@@ -15,6 +15,8 @@ from jaxtyping import Array, Float, Key
 from vit_jax.models.layers import Attention, LayerNorm, Linear, Mlp, TransformerConfig
 from vit_jax.ops.keys import fold
 from vit_jax.ops.noise import drop_path, dropout
+from vit_jax.ops.paths import path_name
+from vit_jax.sharding import constrain, stored
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matrix products, redo the rest
@@ -85,9 +87,15 @@ class Transformer(nnx.Module):
         graph, params = nnx.split(self.blocks)
         rates = jnp.asarray(np.linspace(0.0, cfg.drop_path, cfg.num_layers), jnp.float32)
 
+        def laid_out(path: tuple, leaf: Array) -> Array:
+            name = path_name(path)
+            return stored(leaf.astype(cfg.dtype) if name.endswith("kernel") else leaf, name)
+
         def body(x: Array, layer: tuple) -> tuple[Array, Array | None]:
             number, rate, block_params = layer
-            block = nnx.merge(graph, block_params)
+            # One block's kernels are gathered at a time, in the compute dtype; their gradients are scattered at once.
+            block = nnx.merge(graph, jax.tree_util.tree_map_with_path(laid_out, block_params))
+            x = constrain(x, "batch", None, None)
             x = block(x, rate, None if keys is None else fold(keys, number))
             return x, x if keep else None
 

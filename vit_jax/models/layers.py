@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.ops.noise import dropout
 from vit_jax.ops.projection import project
+from vit_jax.sharding import constrain
 
 Initializer = Callable[..., Array]
 ZEROS: Initializer = nnx.initializers.zeros_init()
@@ -96,11 +97,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """(*leading, *inputs) -> (*leading, *outputs)."""
-        leading = x.shape[: x.ndim - len(self.inputs)]
-        kernel = self.kernel[...].astype(self.dtype).reshape(math.prod(self.inputs), -1)
-        bias = self.bias[...].astype(self.dtype).reshape((1,) * len(leading) + (-1,))
-        y = project(x.astype(self.dtype).reshape(*leading, -1), kernel) + bias
-        return y.reshape(*leading, *self.outputs)
+        leading = x.ndim - len(self.inputs)
+        bias = self.bias[...].astype(self.dtype).reshape((1,) * leading + self.outputs)
+        return project(x.astype(self.dtype), self.kernel[...].astype(self.dtype), len(self.inputs)) + bias
 
 
 class LayerNorm(nnx.Module):
@@ -191,7 +190,8 @@ class Attention(nnx.Module):
         self.out = Linear((heads, d // heads), d, kernel_init=xavier, dtype=cfg.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"], dropout_keys: Key[Array, " b"] | None) -> Float[Array, "b n d"]:
-        query, key, value = jnp.split(self.qkv(x), 3, axis=2)
+        qkv = constrain(self.qkv(x), "batch", None, None, "heads", None)
+        query, key, value = jnp.split(qkv, 3, axis=2)
         y = attend(
             query[:, :, 0],
             key[:, :, 0],
@@ -215,5 +215,5 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(m, d, kernel_init=xavier, bias_init=bias, dtype=cfg.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"], dropout_keys: Key[Array, " b"] | None) -> Float[Array, "b n d"]:
-        hidden = ACTIVATIONS[self.cfg.activation](self.fc1(x))
+        hidden = ACTIVATIONS[self.cfg.activation](constrain(self.fc1(x), "batch", None, "mlp"))
         return self.fc2(dropout(hidden, self.cfg.dropout_rate, dropout_keys))

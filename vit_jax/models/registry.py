@@ -17,6 +17,7 @@ from vit_jax.models.mae import MAE, MAEConfig
 from vit_jax.models.resnet import ResNetConfig
 from vit_jax.models.vit import ViT, ViTConfig
 from vit_jax.ops.keys import key_for
+from vit_jax.ops.paths import flat_params, path_name
 
 Model = ViT | MAE
 
@@ -126,19 +127,6 @@ def assemble(config: Config, num_classes: int | None, params: Mapping[str, np.nd
         raise UserError(f"Expected parameters of this configuration, these differ: {wrong[:8]} ({len(wrong)} in all).")
     filled = jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(params[path_name(path)]), shapes)
     return nnx.merge(graph, filled)
-
-
-def flat_params(params: Any) -> dict[str, Any]:
-    """Parameters by path, "encoder/transformer/blocks/mlp/fc1/kernel" -> leaf."""
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    return {path_name(path): leaf for path, leaf in leaves}
-
-
-def path_name(path: tuple) -> str:
-    """A tree path as words joined by "/". The last step into an nnx.Param's array is not a word of ours."""
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]
-    return "/".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry)))) for entry in path)
 
 
 def count_params(model_or_params: Any) -> int:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 from jaxtyping import Array, Float
 
 
-def project(x: Float[Array, "*batch i"], kernel: Float[Array, "i o"]) -> Float[Array, "*batch o"]:
-    """x @ kernel over the last axis.
+def project(x: Float[Array, "..."], kernel: Float[Array, "..."], contracted: int = 1) -> Float[Array, "..."]:
+    """x @ kernel over the last `contracted` axes of x and the first of the kernel; all others stay as they are.
 
-    On the CPU the leading axes are merged first. With three axes XLA's CPU backend copies both operands of the
-    weight gradient into another layout, which costs as much time as the product itself (measured: ViT-B/16, a third
-    of the step). On TPU merging would cost a relayout of its own, because 197 tokens do not fill its tiles.
+    Axes are left apart so that one of them (heads) can be split over devices; merged, the split would be lost.
+    On the CPU they are merged first. With more axes XLA's CPU backend copies both operands of the weight gradient into
+    another layout, which costs as much time as the product itself (measured: ViT-B/16, a third of the step). On TPU
+    merging would cost a relayout of its own, because 197 tokens do not fill its tiles.
     """
-    if x.ndim == 2:
-        return x @ kernel
+    leading, outputs = x.shape[: x.ndim - contracted], kernel.shape[contracted:]
 
     def merged(x: Array, kernel: Array) -> Array:
-        return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        inner = math.prod(kernel.shape[:contracted])
+        return (x.reshape(-1, inner) @ kernel.reshape(inner, -1)).reshape(*leading, *outputs)
 
-    return jax.lax.platform_dependent(x, kernel, cpu=merged, default=lambda x, kernel: x @ kernel)
+    def apart(x: Array, kernel: Array) -> Array:
+        axes = tuple(range(x.ndim - contracted, x.ndim)), tuple(range(contracted))
+        return jax.lax.dot_general(x, kernel, (axes, ((), ())))
+
+    if x.ndim == kernel.ndim == 2:
+        return x @ kernel
+    return jax.lax.platform_dependent(x, kernel, cpu=merged, default=apart)

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vit_jax.contracts import UserError
-from vit_jax.models.registry import flat_params, path_name
+from vit_jax.ops.paths import flat_params, path_name
 from vit_jax.training.step import State
 
 FOLDER = "checkpoints"

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from vit_jax.contracts import Config, UserError
-from vit_jax.models.registry import flat_params, path_name
+from vit_jax.ops.paths import flat_params, path_name
 
 # Parameters before the first block, for layer-wise decay (MAE util/lr_decay.py get_layer_id_for_vit).
 FIRST_LAYER = r"(^|/)(embedding/|cls$|positions$|mask_token$)"

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from vit_jax import sharding
 from vit_jax.contracts import Batch, Config, UserError
-from vit_jax.models.registry import build, flat_params, path_name
+from vit_jax.models.registry import build
 from vit_jax.ops.keys import key_for
 from vit_jax.ops.means import Mean, merge_all
+from vit_jax.ops.paths import flat_params, path_name
 from vit_jax.training.objectives import Objective
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.schedules import Schedule
@@ -81,7 +82,7 @@ def make_program(
     abstract = jax.eval_shape(create, SEED)
     layouts = sharding.layout({path: leaf.shape for path, leaf in flat_params(abstract).items()}, mesh)
     layout = jax.tree_util.tree_map_with_path(lambda path, _: layouts[path_name(path)], abstract)
-    step = make_step(config, graph, objective, schedule, optimizer)
+    step = make_step(config, graph, objective, schedule, optimizer, mesh)
     return Program(
         graph=graph,
         layout=layout,
@@ -97,11 +98,15 @@ def make_program(
 
 
 def make_step(
-    config: Config, graph: Any, objective: Objective, schedule: Schedule, optimizer: Any
+    config: Config, graph: Any, objective: Objective, schedule: Schedule, optimizer: Any, mesh: Mesh
 ) -> Callable[..., tuple[State, Report]]:
     """The step itself, not yet jitted."""
 
     def step(state: State, batch: Batch, seed: Int[Array, ""]) -> tuple[State, Report]:
+        with sharding.over(mesh):
+            return on_mesh(state, batch, seed)
+
+    def on_mesh(state: State, batch: Batch, seed: Int[Array, ""]) -> tuple[State, Report]:
         key = key_for(seed, "train", state.step)
         inputs = objective.prepare(batch, key, True)
         keys = jax.random.split(key, batch.image.shape[0])
@@ -153,7 +158,12 @@ def accumulated(gradient: Callable[..., Any], accum_steps: int) -> Callable[...,
 
     def scanned(params: Any, inputs: Any, keys: Any) -> Any:
         def split(x: Array) -> Array:
-            return jnp.swapaxes(x.reshape(-1, accum_steps, *x.shape[1:]), 0, 1)
+            slices = jnp.swapaxes(x.reshape(-1, accum_steps, *x.shape[1:]), 0, 1)
+            return (
+                sharding.constrain(slices, None, "batch")
+                if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+                else slices
+            )
 
         micro = jax.tree.map(split, (inputs, keys))
         zeros = jax.tree.map(
