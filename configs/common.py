@@ -85,6 +85,9 @@ def get_config() -> ml_collections.ConfigDict:
     # folder. Resuming needs nothing but --workdir.
     config.init_from = either(None, "workdir or file")
     config.pretrained_dir = either(None, "folder")  # Google's way: start from <model_name>.npz in it
+    config.topology = (
+        ""  # TPU slice that the recipe was planned for (`vit-jax plan`): v5e:4x4; training takes what is there
+    )
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.eval_every = 500  # steps; 0: only at the end
     config.progress_every = 50

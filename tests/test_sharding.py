@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +22,15 @@ from vit_jax.training.step import make_program
 MESHES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d * f <= 8]
 
 
-def one_step(config, sizes):
+class Step(NamedTuple):
+    report: Any
+    gradients: dict
+    metrics: dict
+    first: Any
+    last: Any
+
+
+def one_step(config, sizes, given=None):
     """Report, gradients (by a step of plain SGD with rate 1) and test metrics of one step."""
     classes = None if config.objective == "mae" else 10
     config.update({"optim": "sgd", "momentum": 0.0, "base_lr": 1.0, "lr_scaling": None, "decay_type": "constant"})
@@ -29,26 +38,27 @@ def one_step(config, sizes):
     mesh = sharding.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
     objective = make_objective(config, classes)
     program = make_program(config, objective, make_schedule(config, 10, 0), classes, mesh)
-    state = program.init(np.int32(0))
+    # The first state is the seed's on any mesh; taking it over saves compiling its creation again.
+    state = program.init(np.int32(0)) if given is None else jax.device_put(given, program.layout)
+    first = jax.device_get(state)
     before = {path: np.asarray(leaf) for path, leaf in flat_params(state.params).items()}
     judge = make_eval_step(objective, program.graph, program.layout.params, mesh)
     metrics = evaluate(judge, state.params, [made_up_batch(seed=5, padded=3)], mesh)
     state, report = program.step(state, sharding.put(made_up_batch(seed=1, padded=2), mesh), np.int32(0))
     gradients = {path: before[path] - np.asarray(leaf) for path, leaf in flat_params(state.params).items()}
-    return jax.device_get(report), gradients, metrics, state
+    return Step(jax.device_get(report), gradients, metrics, first, state)
 
 
 def assert_equal_steps(one, other):
-    (report, gradients, metrics, _), (other_report, other_gradients, other_metrics, _) = one, other
-    for name, mean in report.means.items():
-        np.testing.assert_allclose(other_report.means[name].total, mean.total, rtol=tolerances.MESH)
-        assert other_report.means[name].count == mean.count
-    np.testing.assert_allclose(other_report.grad_norm, report.grad_norm, rtol=tolerances.MESH)
-    for name, value in metrics.items():
-        np.testing.assert_allclose(other_metrics[name], value, rtol=tolerances.MESH)
-    largest = max(float(np.abs(value).max()) for value in gradients.values())
-    for path, value in gradients.items():
-        difference = float(np.abs(other_gradients[path] - value).max())
+    for name, mean in one.report.means.items():
+        np.testing.assert_allclose(other.report.means[name].total, mean.total, rtol=tolerances.MESH)
+        assert other.report.means[name].count == mean.count
+    np.testing.assert_allclose(other.report.grad_norm, one.report.grad_norm, rtol=tolerances.MESH)
+    for name, value in one.metrics.items():
+        np.testing.assert_allclose(other.metrics[name], value, rtol=tolerances.MESH)
+    largest = max(float(np.abs(value).max()) for value in one.gradients.values())
+    for path, value in one.gradients.items():
+        difference = float(np.abs(other.gradients[path] - value).max())
         assert difference <= tolerances.MESH * max(float(np.abs(value).max()), 0.1 * largest), (path, difference)
 
 
@@ -63,9 +73,10 @@ def test_eight_devices_equal_one(small, kept, stage, sizes):
     """Mixup, cutmix, dropout, drop path, masks, padded rows and accumulation all on."""
     if stage not in kept:
         kept[stage] = one_step(busy(small, stage, accum_steps=2), {"data": 1})
-    together = one_step(busy(small, stage, accum_steps=2), dict(zip(sharding.AXES, sizes, strict=True)))
+    given = None if sizes == (2, 2, 2) else kept[stage].first  # one mesh makes its own, to see that it is the same
+    together = one_step(busy(small, stage, accum_steps=2), dict(zip(sharding.AXES, sizes, strict=True)), given)
     assert_equal_steps(kept[stage], together)
-    split = [path for path, leaf in flat_params(together[3]).items() if not leaf.sharding.is_fully_replicated]
+    split = [path for path, leaf in flat_params(together.last).items() if not leaf.sharding.is_fully_replicated]
     assert bool(split) == (sizes[1] * sizes[2] > 1)
     if split:
         assert any(path.startswith("params") and "fc1/kernel" in path for path in split)
@@ -84,13 +95,13 @@ def test_sizes_that_do_not_divide_are_split_all_the_same(small, sizes, monkeypat
 
     kept, together = one_step(odd(), {"data": 1}), one_step(odd(), dict(zip(sharding.AXES, sizes, strict=True)))
     assert_equal_steps(kept, together)
-    for path, leaf in flat_params(together[3].params).items():
+    for path, leaf in flat_params(together.last.params).items():
         if "blocks" in path and path.endswith("kernel"):
             share = leaf.addressable_shards[0].data.size / leaf.size
             assert share <= 2 / (sizes[1] * sizes[2]), (path, leaf.shape, leaf.sharding.spec)
 
 
-@pytest.mark.parametrize("sizes", [(1, 256, 1), (2, 128, 1), (1, 32, 8), (8, 4, 8), (1, 1, 16), (5, 12, 1)], ids=str)
+@pytest.mark.parametrize("sizes", [(1, 256, 1), (2, 128, 1), (1, 32, 8), (8, 4, 8), (1, 1, 16), (5, 24, 1)], ids=str)
 @pytest.mark.parametrize(
     ("model", "mlp", "classes"), [("ViT-G_14", 8192, 21843), ("ViT-g_14", 4304, 1000), ("ViT-B_16", 3072, 21843)]
 )
@@ -108,7 +119,9 @@ def test_published_sizes_are_split_evenly_on_any_mesh(model, mlp, classes, sizes
         )
         vectors += leaf.size if path.endswith(("bias", "scale")) else 0
         held, total = held + leaf.size / ways, total + leaf.size
-    assert held <= 1.1 * total / (sizes[1] * sizes[2]) + vectors
+    assert (
+        held <= 1.1 * total / (sizes[1] * sizes[2] / (3 if sizes[1] == 24 else 1)) + vectors
+    )  # nothing here divides by 3
 
 
 def test_every_parameter_of_every_model_has_a_layout():

@@ -17,7 +17,7 @@ from vit_jax.contracts import Config, UserError
 
 # Fields that may differ between the runs that share a workdir: they change where and how, never the result.
 FREE_FIELDS = (
-    "num_workers", "num_threads", "prefetch", "attention", "unroll", "mesh", "batch_eval", "eval_every",
+    "num_workers", "num_threads", "prefetch", "attention", "unroll", "mesh", "topology", "batch_eval", "eval_every",
     "progress_every", "checkpoint_every", "keep_checkpoints", "figures_every", "max_skipped_steps", "max_unreadable",
     "tfds_data_dir", "pretrained_dir", "shuffle_buffer", "remat", "init_from", "dataset",
 )  # fmt: skip

@@ -7,6 +7,7 @@ read and that the first one writes.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib.util
 import os
 import signal
@@ -52,8 +53,10 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     """
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     for launcher, count, number, method in LAUNCHERS:
-        if count not in environment or int(environment[count]) == 1:
+        if count not in environment:
             continue
+        if int(environment[count]) == 1:
+            return None
         if number not in environment or not (address or method):
             raise UserError(
                 f"Expected {count}, {number} and JAX_COORDINATOR_ADDRESS (host:port of process 0) together, got "
@@ -108,6 +111,8 @@ def join(
             f"({_first_line(error)}): start the same command on every machine, and check that they reach "
             f"{place.coordinator or 'process 0'}."
         ) from error
+    # When a peer dies JAX says so and aborts; Python's own dump of every thread would bury that.
+    faulthandler.disable()
     if place.processes and jax.process_count() != place.processes:
         raise UserError(
             f"Expected {place.processes} processes (by {place.launcher}), JAX sees {jax.process_count()}: "

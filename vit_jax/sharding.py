@@ -109,8 +109,8 @@ def _factors(mesh: Mesh | AbstractMesh, axis: str) -> tuple[str, ...]:
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec | None:
     """The layout of one parameter (or of its optimiser state); None where no rule matches.
 
-    A dimension takes the factors of its axis that divide it. What a large parameter has left goes to its other
-    dimensions, the longest first.
+    An axis goes to the dimension its rule names; where that does not divide, a large parameter gives another dimension
+    that does, the longest first, or several that divide by some of the axis's factors each.
     """
     if not shape:
         return PartitionSpec()
@@ -119,15 +119,19 @@ def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> Pa
         return None
     first = len(shape) - len(axes)
     rest, taken = list(shape), [() for _ in shape]  # type: list[int], list[tuple[str, ...]]
-    wishes = [(place, axis) for place, axis in enumerate(axes, first) if axis]
-    if math.prod(shape[first:]) >= LARGE and axes:
-        longest = sorted(range(first, len(shape)), key=lambda place: -shape[place])
-        wishes += [(place, axis) for axis in SPLIT for place in longest]
-    for place, axis in wishes:
-        for name in _factors(mesh, axis):
-            if rest[place] % mesh.shape[name] == 0 and not any(name in names for names in taken):
-                rest[place] //= mesh.shape[name]
-                taken[place] += (name,)
+    large = math.prod(shape[first:]) >= LARGE and bool(axes)
+    longest = sorted(range(first, len(shape)), key=lambda place: -shape[place])
+    for axis in SPLIT:
+        wished = [place for place, wish in enumerate(axes, first) if wish == axis]
+        places = wished + [place for place in longest if place not in wished] if large else wished
+        names = _factors(mesh, axis)
+        # One dimension that takes the whole axis is best: gathering and scattering it is one exchange.
+        whole = [place for place in places if rest[place] % math.prod(mesh.shape[name] for name in names) == 0]
+        for place in whole[:1] or places:
+            for name in names:
+                if rest[place] % mesh.shape[name] == 0 and not any(name in already for already in taken):
+                    rest[place] //= mesh.shape[name]
+                    taken[place] += (name,)
     return PartitionSpec(*(names or None for names in taken))
 
 

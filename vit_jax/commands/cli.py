@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": ("vit_jax.commands.inspect", "step, configuration, parameters and their sha256"),
     "doctor": ("vit_jax.commands.doctor", "versions, backend, devices, memory"),
     "prepare": ("vit_jax.commands.prepare", "a folder of pictures -> a TFDS ArrayRecord data set"),
+    "plan": ("vit_jax.commands.plan", "does a run fit a TPU slice, and how long does it take? Without having one"),
     "bench": ("vit_jax.commands.bench", "time a config's training step and its input pipeline"),
     "demo": ("vit_jax.commands.demo", "learn from unlabelled digits, then from few labels; a few minutes"),
 }

@@ -100,6 +100,8 @@ class Checkpoints:
     def _run(self, action: Any) -> Any:
         try:
             return action()
+        except jax.errors.JaxRuntimeError:  # a device or another process, not the disk
+            raise
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"Expected to write a checkpoint into {self.folder}, it failed ({_first_line(error)}): "

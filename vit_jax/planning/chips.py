@@ -1,0 +1,76 @@
+"""Accelerators by their makers' data sheets, and TPU slices that are not there."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import jax
+
+from vit_jax.contracts import UserError
+
+
+class Chip(NamedTuple):
+    """One device as JAX sees it (half a chip of TPU7x). Rates are the data sheets', bytes are bytes."""
+
+    name: str
+    memory: float
+    flops: float  # dense bfloat16 FLOP/s
+    bandwidth: float  # of its memory, bytes/s
+    network: float  # to all its neighbours together, one way, bytes/s
+
+
+# device_kind begins with the key. TPUs: cloud.google.com/tpu/docs, "System architecture" (interchip interconnect by chip);
+# NVIDIA: the data sheets' dense figures (NVLink in one direction).
+CHIPS = {
+    "TPU v4": Chip("TPU v4", 32 * 2**30, 275e12, 1228e9, 300e9),
+    "TPU v5 lite": Chip("TPU v5e", 16 * 2**30, 197e12, 819e9, 200e9),
+    "TPU v5": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 600e9),
+    "TPU v6 lite": Chip("TPU v6e", 32 * 2**30, 918e12, 1640e9, 448e9),
+    "TPU7x": Chip("TPU7x, one of a chip's two cores", 96 * 2**30, 1153e12, 3690e9, 600e9),
+    "NVIDIA A100": Chip("NVIDIA A100", 80 * 2**30, 312e12, 2039e9, 300e9),
+    "NVIDIA H100": Chip("NVIDIA H100", 80 * 2**30, 989e12, 3350e9, 450e9),
+    "NVIDIA H200": Chip("NVIDIA H200", 141e9, 989e12, 4800e9, 450e9),
+}
+NOWHERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16"}
+# Generations whose two cores one program drives as one device.
+MEGACORE = ("v4", "v5p")
+
+
+def chip_of(device: Any) -> Chip | None:
+    """The data sheet of a device, or None."""
+    names = [name for name in CHIPS if device.device_kind.startswith(name)]
+    return CHIPS[max(names, key=len)] if names else None
+
+
+def slice_devices(topology: str) -> list[Any]:
+    """The devices of a TPU slice such as v5e:16x16, v4:2x2x4, v5p:4x4x8, v6e:8x8 - without having one.
+
+    Raises:
+      UserError: libtpu is not installed, or it knows no such slice.
+    """
+    from jax.experimental import topologies
+
+    # This is no TPU machine: nobody to ask who and where we are, and no need to complain of it.
+    for name, value in NOWHERE.items():
+        os.environ.setdefault(name, value)
+    generation = topology.partition(":")[0]
+    options = {"chip_config_name": "megachip"} if generation in MEGACORE else {}
+    try:
+        return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"Expected a TPU slice such as v4:2x2x4, v5e:16x16, v5p:4x4x8 or v6e:8x8 and the compiler of the tpu extra "
+            f'(pip install "vit_jax[tpu]"), got {topology!r}: {str(error).strip().splitlines()[0][:200]}'
+        ) from error
+
+
+def memory_of(device: Any) -> float | None:
+    """Bytes a device of this machine has: what its allocator says, else its data sheet, else its share of RAM."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if chip := chip_of(device):
+        return chip.memory
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return ram / len(jax.local_devices()) if ram else None
