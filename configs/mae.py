@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from configs import common, models
 
+# The TPU slices these were planned for (docs/performance.md): `vit-jax plan --config=mae.py:h14`.
+PLANNED = {"b16": "v5e:4x4", "l16": "v5e:8x8", "h14": "v5e:16x16"}
 VISIBLE = {"b16": 49, "l16": 49, "h14": 64}  # 25% of 196 and of 256 patches
 
 
@@ -39,4 +41,7 @@ def get_config(name: str = "b16"):
     config.total_steps, config.total_epochs = None, 800
     config.warmup_steps, config.warmup_epochs = None, 40
     config.eval_every, config.checkpoint_every, config.figures_every = 5000, 1000, 5000
+    config.topology, config.remat = PLANNED[name], "dots"
+    if name != "b16":
+        config.mesh.data, config.mesh.fsdp = 1, -1
     return config

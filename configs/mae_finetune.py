@@ -20,6 +20,7 @@ def get_config(name: str = "b16"):
     if name not in RECIPES:
         raise ValueError(f"Expected mae_finetune.py:{{{','.join(RECIPES)}}}, got {name!r}.")
     config = mae.get_config(name)
+    config.topology = ""
     config.objective = "classify"
     config.base_lr, config.layer_decay, config.model.transformer.drop_path, config.total_epochs = RECIPES[name]
     config.model.update({"norm_after_pool": True, "train_positions": True, "head_std": 2e-5})

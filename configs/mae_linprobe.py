@@ -16,6 +16,7 @@ from configs import mae
 def get_config(name: str = "b16"):
     """One of the paper's three models."""
     config = mae.get_config(name)
+    config.topology = ""
     config.objective = "classify"
     config.model.update({"classifier": "token", "head_norm": "batch", "head_std": 0.01})
     config.train_blocks = 0

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from configs import common, models
 
+# The TPU slices these were planned for (docs/performance.md): `vit-jax plan --config=vit_scratch.py:l16`.
+PLANNED = {"b16": "v5e:4x4", "l16": "v5e:8x8", "h14": "v5e:8x8", "bigg14": "v5e:16x16"}
+
 
 def get_config(model: str = "s16"):
     """Any model of configs/models.py by its short name."""
@@ -31,4 +34,10 @@ def get_config(model: str = "s16"):
     config.batch, config.batch_eval = 1024, 1024
     config.total_steps, config.total_epochs, config.warmup_steps = None, 90, 10_000
     config.eval_every, config.checkpoint_every = 5000, 1000
+    if model in PLANNED:
+        config.topology, config.remat = PLANNED[model], "dots"
+    if model in ("l16", "h14", "bigg14"):
+        config.mesh.data, config.mesh.fsdp = 1, -1
+    if model == "bigg14":
+        config.batch = 4096
     return config

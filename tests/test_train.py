@@ -18,7 +18,7 @@ from vit_jax.models.registry import build
 from vit_jax.ops.paths import flat_params
 from vit_jax.ops.positions import resample_table
 from vit_jax.training.checkpoints import Checkpoints
-from vit_jax.training.tracker import read_metrics
+from vit_jax.training.tracker import Tracker, read_metrics
 from vit_jax.training.transfer import transfer
 
 
@@ -317,3 +317,29 @@ def test_the_compilation_cache_lies_in_the_home_unless_the_user_chose(tmp_path):
 
     assert place(XDG_CACHE_HOME=str(tmp_path)) == str(tmp_path / "vit_jax" / "xla")
     assert place(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == str(tmp_path / "mine")
+
+
+def test_nothing_is_compiled_again_and_the_host_reads_only_at_log_lines(small, tmp_path, monkeypatch):
+    """After the first evaluation and the first checkpoint no step, evaluation or save compiles anything."""
+    compiled, read, at_line = [], [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    fetch, line = jax.device_get, Tracker.line
+
+    def counted_fetch(tree):
+        read.append(sys._getframe(1).f_code.co_name)
+        return fetch(tree)
+
+    def counted_line(self, step, values, eta):
+        at_line.append((step, len(compiled)))
+        line(self, step, values, eta)
+
+    monkeypatch.setattr(jax, "device_get", counted_fetch)
+    monkeypatch.setattr(Tracker, "line", counted_line)
+    train.run(small("scratch", total_steps=20, progress_every=5, eval_every=5, checkpoint_every=5), tmp_path)
+    seen = dict(at_line)
+    assert seen[5] > 0
+    assert seen[20] == seen[15] == seen[10]
+    assert read.count("loop") == 4
+    assert set(read) == {"loop", "evaluate"}

@@ -102,14 +102,11 @@ def table(rows: dict[str, Any]) -> str:
             ("step at best", f"{1000 * rows['step_seconds']:.1f} ms, {rows['images_per_second']:,.0f} img/s"),
             ("MFU at best", f"{100 * rows['mfu']:.0f}%"),
         ]
-        lines.append(
-            (
-                "whole schedule at best",
-                "{steps:,} steps, {hours:.1f} h, {chip_hours:,.0f} chip-hours".format(**rows["schedule"]),
-            )
-        )
+        spent = rows["schedule"]
+        words = f"{spent['steps']:,} steps, {spent['hours']:.1f} h, {spent['chip_hours']:,.0f} chip-hours"
+        lines.append(("whole schedule at best", words))
     lines.append(("compiled in", f"{rows['compile_seconds']} s"))
-    lines.append(("fits", "yes" if rows["fits"] else f"no ({rows['refusal'] or 'more than the chip has'})"))
+    lines.append(("fits", "yes" if rows["fits"] else "no: " + (rows["refusal"] or "more than the chip has")))
     if not rows["fits"]:
         lines.append(("fits with", rows.get("fits_with", "nothing that was tried: a larger slice or a smaller batch")))
     return "\n".join(f"{name:26s} {value}" for name, value in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -32,9 +33,14 @@ CHIPS = {
     "NVIDIA H100": Chip("NVIDIA H100", 80 * 2**30, 989e12, 3350e9, 450e9),
     "NVIDIA H200": Chip("NVIDIA H200", 141e9, 989e12, 4800e9, 450e9),
 }
-NOWHERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-16"}
-# Generations whose two cores one program drives as one device.
-MEGACORE = ("v4", "v5p")
+NOWHERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+}
+# Where a chip's two cores are one device only if asked for.
+MEGACORE = ("v4",)
 
 
 def chip_of(device: Any) -> Chip | None:
@@ -54,8 +60,11 @@ def slice_devices(topology: str) -> list[Any]:
     # This is no TPU machine: nobody to ask who and where we are, and no need to complain of it.
     for name, value in NOWHERE.items():
         os.environ.setdefault(name, value)
-    generation = topology.partition(":")[0]
-    options = {"chip_config_name": "megachip"} if generation in MEGACORE else {}
+    generation, _, layout = topology.partition(":")
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if generation in MEGACORE else {}
+    sizes = [int(size) for size in layout.split("x") if size.isdigit()]
+    if 0 < math.prod(sizes) < 4:  # less than a whole host of 2x2
+        options["chips_per_host_bounds"] = tuple(sizes + [1] * (3 - len(sizes)))
     try:
         return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
     except (RuntimeError, ValueError, NotImplementedError) as error:
@@ -65,7 +74,7 @@ def slice_devices(topology: str) -> list[Any]:
         ) from error
 
 
-def memory_of(device: Any) -> float | None:
+def memory_of(device: Any) -> int | float | None:
     """Bytes a device of this machine has: what its allocator says, else its data sheet, else its share of RAM."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:

@@ -105,7 +105,7 @@ class Program:
                     found[key] = made
         return [each for each in found.values() if each.group > 1]
 
-    def flops(self) -> float:
+    def flops(self) -> int | float:
         """Two per multiply-add of every matrix product and convolution, loops counted."""
         return sum(
             self.times[name] * _flops(instruction, shapes)
@@ -116,7 +116,7 @@ class Program:
             if instruction.opcode in ("dot", "convolution")
         )
 
-    def moved(self) -> float:
+    def moved(self) -> int | float:
         """Bytes read from and written to main memory, an operand of a fusion counted by the part it takes. An estimate."""
         inside = {
             name.strip().lstrip("%")
@@ -134,7 +134,7 @@ class Program:
             total += self.times[name] * sum(self._traffic(instruction, shapes) for instruction in body)
         return total
 
-    def _traffic(self, instruction: Instruction, shapes: Mapping[str, str]) -> float:
+    def _traffic(self, instruction: Instruction, shapes: Mapping[str, str]) -> int | float:
         opcode = instruction.opcode
         if opcode in _FREE or opcode.endswith("-done") or opcode.startswith("async"):
             return 0.0
@@ -159,7 +159,7 @@ class Program:
         body = self.computations[computation]
         return next(i.name for i in body if i.opcode == "parameter" and i.rest.startswith(f"{place})"))
 
-    def _taken(self, computation: str, name: str) -> float:
+    def _taken(self, computation: str, name: str) -> int | float:
         """Bytes of one value that a fusion reads: of stacked parameters, the slices it cuts out."""
         total = 0.0
         for user in self.computations[computation]:
@@ -177,7 +177,7 @@ class Program:
                 return math.inf  # all of it
         return total
 
-    def _written(self, computation: str, shape: str) -> float:
+    def _written(self, computation: str, shape: str) -> int | float:
         """Bytes a fusion writes: into a stack, the slices it puts in."""
         body = {i.name: i for i in self.computations[computation]}
         root = self.computations[computation][-1]
@@ -206,7 +206,7 @@ def _group_size(rest: str) -> int:
     return 2
 
 
-def _sent(kind: str, instruction: Instruction, group: int) -> float:
+def _sent(kind: str, instruction: Instruction, group: int) -> int | float:
     """Bytes a device sends, by the ring algorithms' lower bounds."""
     size = array_bytes(instruction.shape)
     if instruction.opcode.endswith("-start") and kind in ("all-gather", "collective-permute"):
@@ -219,7 +219,7 @@ def _sent(kind: str, instruction: Instruction, group: int) -> float:
     return size if kind == "collective-permute" else size * share
 
 
-def _flops(instruction: Instruction, shapes: Mapping[str, str]) -> float:
+def _flops(instruction: Instruction, shapes: Mapping[str, str]) -> int | float:
     out = _sizes(instruction.shape)
     operands = [_operand(part, shapes) for part in instruction.rest.split(")")[0].split(", ")[:2]]
     if instruction.opcode == "dot":
@@ -234,7 +234,7 @@ def _operand(text: str, shapes: Mapping[str, str]) -> list[int]:
     return _sizes(text) if "[" in text else _sizes(shapes.get(text.lstrip("%"), ""))
 
 
-def _convolution_flops(rest: str, lhs: list[int], rhs: list[int], out: list[int]) -> float:
+def _convolution_flops(rest: str, lhs: list[int], rhs: list[int], out: list[int]) -> int | float:
     """TPUs multiply matrices as convolutions. Only pairs of positions that both exist are multiplied."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest)
     if not labels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ class Plan(NamedTuple):
         return self.memory is not None and (self.limit is None or self.memory.peak <= self.limit)
 
     @property
-    def step_seconds(self) -> float | None:
+    def step_seconds(self) -> int | float | None:
         """Roofline: as if computing, memory and network overlapped perfectly, each at its data sheet's rate."""
         return max(self.seconds.values()) if self.seconds else None
 
@@ -79,7 +80,7 @@ def make_plan(config: Config, num_classes: int, devices: list[Any]) -> Plan:
     seconds = time.perf_counter() - began
     traced = count_flops(program.step, program.abstract, batch, SEED)
     chip, limit = chip_of(devices[0]), _limit(devices[0])
-    common = {
+    common: dict[str, Any] = {
         "mesh": sharding.axis_sizes(mesh),
         "settings": {name: config[name] for name in ("batch", "accum_steps", "remat", "unroll", "compute_dtype")},
         "parameters": count_params(program.abstract.params),
@@ -115,17 +116,17 @@ def _abstract_batch(config: Config) -> Batch:
     return Batch(*made, jax.ShapeDtypeStruct((size,), jnp.float32))  # type: ignore[arg-type]
 
 
-def _model_flops(config: Config, num_classes: int | None, mesh: Any, traced: float, batch: Batch) -> float:
+def _model_flops(config: Config, num_classes: int | None, mesh: Any, traced: int | float, batch: Batch) -> int | float:
     """Without what `remat` computes twice: the numerator of MFU (PaLM, Chowdhery et al. 2022, appendix B)."""
     if config["remat"] == "none":
         return traced
-    plain = config.copy_and_resolve_references()
+    plain: Any = copy.deepcopy(config)
     plain.remat = "none"
     program = make_program(plain, make_objective(plain, num_classes), lambda step: jnp.float32(0), num_classes, mesh)
     return count_flops(program.step, program.abstract, batch, SEED)
 
 
-def _limit(device: Any) -> float | None:
+def _limit(device: Any) -> int | float | None:
     chip = chip_of(device)
     if chip and device.platform == "tpu":
         return chip.memory - GIB // 4  # the runtime keeps a quarter of a GiB for itself
@@ -140,7 +141,7 @@ def _memory(compiled: Any) -> Memory:
     )
 
 
-def _roofline(chip: Chip, flops: float, moved: float, sent: float) -> dict[str, float]:
+def _roofline(chip: Chip, flops: int | float, moved: int | float, sent: int | float) -> dict[str, Any]:
     return {"compute": flops / chip.flops, "memory": moved / chip.bandwidth, "network": sent / chip.network}
 
 
@@ -152,7 +153,7 @@ def _out_of_memory(error: BaseException) -> str:
     return (found.group(0) if found else words.splitlines()[0])[:300]
 
 
-def schedule(plan: Plan, config: Config, examples: int) -> dict[str, float]:
+def schedule(plan: Plan, config: Config, examples: int) -> dict[str, Any]:
     """Steps, hours and device-hours of the config's whole schedule at the roofline's speed."""
     steps = in_steps(config, "total", examples / config["batch"])
     if plan.step_seconds is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,9 +15,9 @@ Say = Callable[[str], None]
 
 def changed(config: Config, changes: dict[str, Any]) -> Config:
     """A copy of `config` with fields set, "mesh.fsdp" reaching into sections."""
-    copy = config.copy_and_resolve_references()
-    copy.update_from_flattened_dict(changes)
-    return copy
+    made: Any = copy.deepcopy(config)
+    made.update_from_flattened_dict(changes)
+    return made
 
 
 def remedies(config: Config, devices: int) -> Iterator[dict[str, Any]]:
