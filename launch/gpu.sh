@@ -36,11 +36,13 @@ if [[ $DRY_RUN == 1 ]]; then
   exit 0
 fi
 
-told=0 child=0
-trap 'told=$((told + 1)); kill -TERM "$child" 2>/dev/null || true' TERM INT
+told=0 child=
+pass_on() { [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true; }
+trap 'told=$((told + 1)); pass_on' TERM INT
 for ((started = 1; ; started++)); do
   "${command[@]}" &
   child=$!
+  if ((told > 0)); then pass_on; fi # told before there was anyone to tell
   # A signal ends `wait` early, with a status that is not the child's: wait again.
   while before=$told status=0; wait "$child" || status=$?; ((told > before)); do :; done
   if ((told > 0 || status == 0 || status == 2 || status == 130)); then exit "$status"; fi
@@ -49,5 +51,7 @@ for ((started = 1; ; started++)); do
     exit "$status"
   fi
   echo "ended with status $status; starting again ($started of $RESTARTS)" >&2
+  child=
   sleep "${PAUSE:-5}"
+  if ((told > 0)); then exit "$status"; fi
 done

@@ -19,9 +19,11 @@ HOUSE = {
     "conversion": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
     "evaluation": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
     "training": ({"contracts", "sharding", "ops", "models"}, set()),
+    "planning": ({"contracts", "sharding", "ops", "models", "training"}, {"optax"}),
+    "processes": ({"contracts"}, {"flax", "optax"}),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),
 }
-LAST = {"commands", "visualisation", "main", "api"}  # what the loop and the parts never import
+LAST = {"commands", "visualisation", "planning", "main", "api"}  # what the loop and the parts never import
 
 
 def imports(path):

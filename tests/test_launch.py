@@ -377,7 +377,7 @@ def test_a_worker_trains_is_stopped_and_says_how_it_ended(bin_folder):
         "def stop(*_): print('stopped at step 5, saved', flush=True); os._exit(0)\n"
         "signal.signal(signal.SIGTERM, stop)\nprint('trains', flush=True)\ntime.sleep(20)\n"
     )
-    put(home / "vit_jax_env" / "bin", "vit-jax", program, interpreter=sys.executable)
+    program_path = put(home / "vit_jax_env" / "bin", "vit-jax", program, interpreter=sys.executable)
 
     def ask(*words, status=0):
         return run(bin_folder, "tpu_worker.sh", *words, status=status)
@@ -385,22 +385,37 @@ def test_a_worker_trains_is_stopped_and_says_how_it_ended(bin_folder):
     def verdict():
         return ask("verdict").stdout.strip()
 
-    log = home / "vit_jax.log"
+    def said():
+        log = home / "vit_jax.log"
+        return log.read_text() if log.exists() else ""
+
     assert verdict() == "idle"
     assert "nothing is training" in ask("stop").stdout
     for flag, end in {"--config.quick": "finished", "--config.fail": "failed 3"}.items():
         ask("start", "mae.py:b16", "/mnt/bucket/my run", flag)
-        wait_until(lambda: "exit status" in log.read_text())
+        wait_until(lambda: "exit status" in said())
         assert verdict() == end
-        assert log.read_text().startswith(f"{['train', '--workdir=/mnt/bucket/my run', '--config=mae.py:b16', flag]}")
+        assert said().startswith(f"{['train', '--workdir=/mnt/bucket/my run', '--config=mae.py:b16', flag]}")
     ask("start", "mae.py:b16", "/mnt/bucket/b16")
-    wait_until(lambda: "trains" in log.read_text())
+    wait_until(lambda: "trains" in said())
     assert verdict() == "running"
     assert "launch/tpu.sh stop" in ask("idle", status=1).stderr
     ask("stop")
-    wait_until(lambda: "vit_jax exit status 0" in log.read_text())
+    wait_until(lambda: "vit_jax exit status 0" in said())
     assert verdict() == "stopped"
     ask("idle")
+    ask("start", "mae.py:b16", "/mnt/bucket/b16")
+    wait_until(lambda: "trains" in said())
+    found = subprocess.run(["pgrep", "-f", f"{program_path} train"], capture_output=True, text=True, check=True)
+    os.killpg(
+        os.getpgid(int(found.stdout.split()[0])), signal.SIGTERM
+    )  # as a machine that shuts down: everyone is told
+    wait_until(lambda: "vit_jax exit status 0" in said())
+    assert verdict() == "stopped"
+    ask("start", "mae.py:b16", "/mnt/bucket/b16", "--config.fail")
+    wait_until(lambda: "vit_jax exit status 3" in said())
+    ask("start", "mae.py:b16", "/mnt/bucket/b16", "--config.quick")
+    wait_until(lambda: "vit_jax exit status 0" in said())
     assert "status 3" in (home / "vit_jax.previous.log").read_text()
     assert "Expected setup" in ask("nonsense", status=2).stderr
 

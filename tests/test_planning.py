@@ -49,6 +49,34 @@ def test_products_in_loops_are_counted_as_often_as_they_run():
     assert hlo.Program(text).flops() == 8 * 2 * 24**3
 
 
+def test_a_counter_that_strides_runs_less_often():
+    """libtpu unrolls its products in pieces and counts by twos."""
+    text = """
+%body (p: (u32[], f32[4,4])) -> (u32[], f32[4,4]) {
+  %two = u32[] constant(2)
+  %p = (u32[], f32[4,4]{1,0}) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  %x = f32[4,4]{1,0} get-tuple-element(%p), index=1
+  %y = f32[4,4]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %next = u32[] add(%i, %two)
+  ROOT %t = (u32[], f32[4,4]{1,0}) tuple(%next, %y)
+}
+
+%test (p: (u32[], f32[4,4])) -> pred[] {
+  %p = (u32[], f32[4,4]{1,0}) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  %end = u32[] constant(8)
+  ROOT %less = pred[] compare(%i, %end), direction=LT
+}
+
+ENTRY %main (a: (u32[], f32[4,4])) -> (u32[], f32[4,4]) {
+  %a = (u32[], f32[4,4]{1,0}) parameter(0)
+  ROOT %w = (u32[], f32[4,4]{1,0}) while(%a), condition=%test, body=%body
+}
+"""
+    assert hlo.Program(text).flops() == 4 * 2 * 4**3
+
+
 def test_exchanges_are_counted_by_kind_and_bytes():
     """A sum of [8, 100] float32 over 8 devices: 400 bytes, sent twice but for one's own eighth."""
     mesh = sharding.make_mesh({"data": 8})

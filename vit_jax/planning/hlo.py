@@ -77,17 +77,33 @@ class Program:
             if instruction.opcode.endswith("-done"):
                 continue
             called = dict(_CALLED.findall(instruction.rest))
-            inner = times * self._trips(called["condition"]) if "condition" in called else times
+            inner = times * self._trips(called["condition"], called["body"]) if "condition" in called else times
             for names in called.values():
                 for each in names.split(","):
                     if each.strip().lstrip("%") in self.computations:
                         self._count(each.strip().lstrip("%"), inner)
 
-    def _trips(self, condition: str) -> int:
-        """What a loop counts up to: the constant it compares with; 1 for loops that end when they like (random draws)."""
-        body = self.computations[condition.strip().lstrip("%")]
-        counts = [int(i.rest.split(")")[0]) for i in body if i.opcode == "constant" and i.shape.startswith("s32[]")]
-        return max(counts, default=1)
+    def _trips(self, condition: str, body: str) -> int:
+        """The constant a loop's counter is compared with, by the counter's stride; 1 for loops that end when they like.
+
+        Loops of an exchange and a product in pieces (libtpu's "windowed" products) are unrolled and count by twos.
+        """
+        test = list(self.computations[condition.strip().lstrip("%")])
+        for instruction in test:  # grows: the comparison may lie in a fusion
+            for names in dict(_CALLED.findall(instruction.rest)).values():
+                test += [i for name in names.split(",") for i in self.computations[name.strip().lstrip("%")]]
+        limits = [_constant(i) for i in test if i.opcode == "constant"]
+        indices = [int(found) for i in test for found in re.findall(r"index=(\d+)", i.rest) if i.opcode != "parameter"]
+        limit = max((limit for limit in limits if limit is not None), default=1)
+        return -(-limit // self._stride(body.lstrip("%"), indices[0])) if indices else limit
+
+    def _stride(self, body: str, index: int) -> int:
+        """What a loop adds to its counter, element `index` of what it carries."""
+        instructions = {i.name: i for i in self.computations[body]}
+        carried = _NAME.findall(self.computations[body][-1].rest.split(")")[0])
+        counter = instructions.get(carried[index]) if index < len(carried) else None
+        operands = _NAME.findall(counter.rest.split(")")[0]) if counter and counter.opcode == "add" else []
+        return next((n for name in operands if name in instructions and (n := _constant(instructions[name]))), 1)
 
     def collectives(self) -> list[Collective]:
         """Every exchange between devices. One that was cut into pieces keeps its channel and is counted once."""
@@ -191,6 +207,12 @@ class Program:
                 whole = min(whole, array_bytes(body[_NAME.findall(result.rest)[1]].shape))
             total += whole
         return total
+
+
+def _constant(instruction: Instruction) -> int | None:
+    """A whole number written into the program, or None."""
+    whole = instruction.opcode == "constant" and instruction.shape.startswith(("s32[]", "u32[]", "s64[]", "u64[]"))
+    return int(instruction.rest.split(")")[0]) if whole else None
 
 
 def _group_size(rest: str) -> int:
