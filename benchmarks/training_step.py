@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 # name: (size, patch, masked autoencoder?)
 MODELS = {
@@ -121,10 +122,14 @@ def in_pytorch(side: str, name: str, batch: int, dtype: str, compiled: bool):
 
 def timm_model(size: str, patch: int, masked: bool):
     """timm's ViT; fused attention is its default."""
-    import timm
-
     if masked:
         raise ImportError("timm has no MAE")
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from tests.timm_twins import load_timm  # works without torchvision, too
+
+    timm = load_timm()
+    if timm is None:
+        raise ImportError("timm is not installed")
     return timm.create_model(f"vit_{size}_patch{patch}_224", num_classes=1000)
 
 
@@ -172,6 +177,8 @@ class Side:
             env=os.environ | ALLOCATOR,
         )  # fmt: skip
         self.first = json.loads(self.process.stdout.readline() or '{"missing": "it failed, see above"}')
+        if "missing" in self.first:
+            print(f"{name}, {side}: {self.first['missing']}", file=sys.stderr)
         self.times: list[float] = []
         self.rates: list[float] = []
 

@@ -18,7 +18,7 @@ from vit_jax.commands import cli
 from vit_jax.planning import hlo
 from vit_jax.planning.chips import CHIPS, chip_of, slice_devices
 from vit_jax.planning.planner import make_plan, report, schedule
-from vit_jax.planning.search import as_flags, changed, make_it_fit, meshes, remedies
+from vit_jax.planning.search import as_flags, changed, make_it_fit, meshes, remedies, search
 
 SMALL = ["--set", "batch=16", "dataset=fake", "model.hidden_size=16", "model.transformer.num_layers=2",
          "model.transformer.num_heads=2", "model.transformer.mlp_dim=32"]  # fmt: skip
@@ -167,6 +167,24 @@ def test_sensible_meshes_multiply_to_the_devices(tiny):
     assert {"data": 1, "fsdp": 32, "tensor": 2} in found
     assert all(size["tensor"] in (1, 2) for size in found)  # two heads
     assert all(np.prod(list(sizes.values())) == 64 for sizes in found)
+
+
+def test_search_ranks_what_fits_by_time(tiny, monkeypatch):
+    plan = make_plan(tiny, 10, jax.devices())
+    seconds = {8: 3.0, 2: 1.0, 1: 2.0, 4: 9.0}
+
+    def by_fsdp(config, classes, devices):
+        sizes = sharding.resolve(dict(config.mesh), 8)
+        enough = config.remat == "full" or sizes["fsdp"] > 1
+        made = plan._replace(mesh=sizes, settings={"remat": config.remat}, seconds={"compute": seconds[sizes["fsdp"]]})
+        return made if enough else made._replace(limit=1.0)
+
+    monkeypatch.setattr("vit_jax.planning.search.make_plan", by_fsdp)
+    tiny.remat = "none"
+    found = search(tiny, 10, jax.devices(), lambda line: None)
+    assert [(p.mesh["fsdp"], p.mesh["tensor"], p.settings["remat"]) for p in found] == [
+        (2, 1, "none"), (1, 1, "full"), (8, 1, "none"), (4, 2, "none"),
+    ]  # fmt: skip
 
 
 def test_what_fits_is_found_by_trying(tiny, monkeypatch):

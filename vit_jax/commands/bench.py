@@ -18,16 +18,11 @@ from vit_jax.data.loader import train_batches, useful_threads
 from vit_jax.data.sources import open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.models.registry import count_params, pair
+from vit_jax.planning.chips import chip_of
 from vit_jax.training.flops import count_flops
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
-
-# Dense bfloat16 FLOP/s of one device from the makers' data sheets; other devices are measured.
-PEAK = {
-    "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
-}  # fmt: skip
 
 
 def run(argv: list[str]) -> int:
@@ -118,10 +113,9 @@ def _peak_memory(analysis: Any, mesh: Any) -> int:
 
 def device_peak(dtype: str) -> tuple[float, str]:
     """FLOP/s of one device: its data sheet's for bfloat16 accelerators, else of a matrix product timed now."""
-    kind = jax.devices()[0].device_kind
-    for name in sorted(PEAK, key=len, reverse=True):
-        if kind.startswith(name) and dtype == "bfloat16":
-            return PEAK[name], f"data sheet of {name}"
+    chip = chip_of(jax.devices()[0])
+    if chip and dtype == "bfloat16":
+        return chip.flops, f"data sheet of {chip.name}"
     return matrix_product_rate(dtype), f"a 4096 x 4096 {dtype} matrix product measured here"
 
 
