@@ -357,13 +357,12 @@ def test_worker_processes_change_nothing():
 
 
 def test_processes_share_the_same_global_batch():
+    """Whichever rows a process asks for, also ones apart or asked for twice (`tensor` over processes)."""
     whole = take(3)
-    parts = [take(3, process=process, processes=3) for process in range(3)]
-    for number in range(3):
-        together = np.concatenate([parts[process][number].image for process in range(3)])
-        np.testing.assert_array_equal(together, whole[number].image)
-    with pytest.raises(UserError, match=r"config\.batch"):
-        take(1, process=0, processes=5)
+    for rows in (range(4), range(8, 12), [0, 1, 6, 7], [11]):
+        for part, batch in zip(take(3, rows=rows), whole, strict=True):
+            np.testing.assert_array_equal(part.image, batch.image[list(rows)])
+            np.testing.assert_array_equal(part.label, batch.label[list(rows)])
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 16, 17])
@@ -374,7 +373,7 @@ def test_evaluation_sees_every_example_once(size, processes):
     counts = set()
     images = []
     for process in range(processes):
-        batches = list(eval_batches(source, plain, batch=8, process=process, processes=processes))
+        batches = list(eval_batches(source, plain, batch=8, rows=range(8)[process::processes]))
         counts.add(len(batches))
         assert all(batch.image.shape[0] == 8 // processes for batch in batches)
         images += [
