@@ -19,7 +19,7 @@ HOUSE = {
     "conversion": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
     "evaluation": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
     "training": ({"contracts", "sharding", "ops", "models"}, set()),
-    "planning": ({"contracts", "sharding", "ops", "models", "training"}, {"optax"}),
+    "planning": ({"contracts", "sharding", "devices", "ops", "models", "training"}, {"optax"}),
     "processes": ({"contracts"}, {"flax", "optax"}),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),
 }

@@ -65,3 +65,8 @@ def check_batch(batch: Batch, image_size: tuple[int, int], channels: int, num_cl
             f"Expected labels from 0 to {num_classes - 1}, got {int(real.min())}..{int(real.max())}: "
             "change num_classes, or use a data set with labels for this objective."
         )
+
+
+def first_line(error: BaseException) -> str:
+    """Of somebody else's message, for a sentence of ours; the error's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

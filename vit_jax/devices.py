@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from vit_jax import sharding
 from vit_jax.contracts import Config, UserError
 
 
-def make_mesh(config: Config) -> Any:
-    """The mesh of `config.mesh`; raises `UserError` for sizes that do not fit the devices."""
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Any:
+    """The mesh of `config.mesh` over all devices or those given; raises `UserError` for sizes that do not fit them."""
     try:
-        return sharding.make_mesh(dict(config["mesh"]))
+        return sharding.make_mesh(dict(config["mesh"]), devices)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vit_jax.contracts import UserError
+from vit_jax.contracts import UserError, first_line
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long is taken for dead, and the others stop
 ABORTED = 3  # exit status of a process that stopped because another one did
@@ -108,7 +108,7 @@ def join(
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"Expected {place.processes or 'all'} processes to join (by {place.launcher}), they did not "
-            f"({_first_line(error)}): start the same command on every machine, and check that they reach "
+            f"({first_line(error)}): start the same command on every machine, and check that they reach "
             f"{place.coordinator or 'process 0'}."
         ) from error
     # When a peer dies JAX says so and aborts; Python's own dump of every thread would bury that.
@@ -166,7 +166,7 @@ def together() -> Iterator[None]:
         elif isinstance(error, jax.errors.JaxRuntimeError):
             print(
                 f"error: {who}: Expected the other processes to keep on, one has ended or cannot be reached "
-                f"({_first_line(error)}): read its last words; the same command, started on all, continues from the "
+                f"({first_line(error)}): read its last words; the same command, started on all, continues from the "
                 "last checkpoint.",
                 file=sys.stderr,
             )
@@ -227,7 +227,3 @@ def to_host(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

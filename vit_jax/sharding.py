@@ -10,6 +10,7 @@ parameter. What is large is thus never kept whole for a remainder's sake.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -166,9 +167,13 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     mesh = _current.get()
     if mesh is None:
         return x
-    axes = [tuple(f for axis in ACTIVATIONS[name] for f in _factors(mesh, axis)) if name else () for name in names]
+    axes = [_activation_axes(mesh, name) if name else () for name in names]
     fits = [a if a and x.shape[i] % math.prod(mesh.shape[f] for f in a) == 0 else None for i, a in enumerate(axes)]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*fits)))
+
+
+def _activation_axes(mesh: Mesh, name: str) -> tuple[str, ...]:
+    return tuple(factor for axis in ACTIVATIONS[name] for factor in _factors(mesh, axis))
 
 
 def stored(x: jax.Array, path: str) -> jax.Array:
@@ -182,7 +187,7 @@ def stored(x: jax.Array, path: str) -> jax.Array:
 
 def batch_layout(mesh: Mesh) -> NamedSharding:
     """Examples split over every device but along `tensor`."""
-    return NamedSharding(mesh, PartitionSpec(tuple(f for a in ACTIVATIONS["batch"] for f in _factors(mesh, a))))
+    return NamedSharding(mesh, PartitionSpec(_activation_axes(mesh, "batch")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -200,6 +205,7 @@ class _Shard(NamedTuple):
     number: int  # which of the `batch_ways` shards of the batch lies there
 
 
+@functools.lru_cache(maxsize=8)  # asked at every step, and the answer is the mesh's
 def _local_shards(mesh: Mesh) -> list[_Shard]:
     where = batch_layout(mesh).addressable_devices_indices_map((batch_ways(mesh),))
     return [_Shard(device, index[0].indices(batch_ways(mesh))[0]) for device, index in where.items() if index]

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import sharding
-from vit_jax.contracts import Batch, Config, UserError
+from vit_jax.contracts import Batch, Config
+from vit_jax.devices import make_mesh
 from vit_jax.models.registry import count_params, pair
 from vit_jax.planning.chips import Chip, chip_of, memory_of
 from vit_jax.planning.hlo import KINDS, Program
@@ -64,10 +65,7 @@ def make_plan(config: Config, num_classes: int, devices: list[Any]) -> Plan:
     Raises:
       UserError: a config or mesh that cannot be built.
     """
-    try:
-        mesh = sharding.make_mesh(dict(config["mesh"]), devices)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    mesh = make_mesh(config, devices)
     objective, classes = make_objective(config, num_classes), None if config["objective"] == "mae" else num_classes
     program = make_program(config, objective, make_schedule(config, 1000, 0), classes, mesh)
     batch = _abstract_batch(config)

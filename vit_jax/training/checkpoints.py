@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vit_jax.contracts import UserError
+from vit_jax.contracts import UserError, first_line
 from vit_jax.ops.paths import flat_params, path_name
 from vit_jax.training.step import State
 
@@ -104,7 +104,7 @@ class Checkpoints:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"Expected to write a checkpoint into {self.folder}, it failed ({_first_line(error)}): "
+                f"Expected to write a checkpoint into {self.folder}, it failed ({first_line(error)}): "
                 f"free space or give another --workdir; the last good one is step {self.latest()}."
             ) from error
 
@@ -151,10 +151,6 @@ class Checkpoints:
         if found is None:
             raise UserError(f"Expected {name} in the checkpoint {self.folder}/{step}, it has none: use another step.")
         return dict(getattr(found, "tree", found))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _check_shapes(wanted: Mapping[str, Any], stored: Mapping[str, Any], place: str) -> None:

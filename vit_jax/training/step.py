@@ -159,11 +159,7 @@ def accumulated(gradient: Callable[..., Any], accum_steps: int) -> Callable[...,
     def scanned(params: Any, inputs: Any, keys: Any) -> Any:
         def split(x: Array) -> Array:
             slices = jnp.swapaxes(x.reshape(-1, accum_steps, *x.shape[1:]), 0, 1)
-            return (
-                sharding.constrain(slices, None, "batch")
-                if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-                else slices
-            )
+            return sharding.constrain(slices, None, "batch")
 
         micro = jax.tree.map(split, (inputs, keys))
         zeros = jax.tree.map(
