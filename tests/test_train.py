@@ -1,5 +1,6 @@
 """Whole runs: resuming bit for bit, being killed, being told to stop, bad settings, transfer of weights."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax import UserError, api, configuration, train
+from vit_jax import UserError, api, configuration, processes, train
 from vit_jax.commands.inspect import digest
 from vit_jax.commands.run_figures import draw_run
 from vit_jax.models.registry import build
@@ -291,16 +292,39 @@ def test_metrics_lines_are_json(small, tmp_path):
     assert {"loss", "lr", "img/s", "data_wait"} <= {name for row in rows for name in row}
 
 
-def test_ctrl_c_ends_with_one_line(tmp_path):
-    process = start(tmp_path / "run", "--config.total_steps=100000")
+def test_ctrl_c_saves_and_ends_with_130(tmp_path):
+    process = start(tmp_path / "run", "--config.total_steps=100000", "--config.checkpoint_every=100000")
     assert wait_for(tmp_path / "run" / "metrics.jsonl", process)
     while len(read_metrics(tmp_path / "run")) < 3 and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "Ctrl-C again ends at once" in output
     assert "the same command continues" in output
     assert "Traceback" not in output
+    assert Checkpoints(tmp_path / "run", read_only=True).latest() > 0
+
+
+def test_signals_are_given_back_and_ignored_ones_stay_ignored():
+    held = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    stop = processes.Stop()
+    stop.hear_ctrl_c()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop()
+    assert stop.interrupted
+    with pytest.raises(KeyboardInterrupt):  # the second one does not ask
+        os.kill(os.getpid(), signal.SIGINT)
+    stop.close()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == held
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with contextlib.closing(processes.Stop()) as stop:
+            stop.hear_ctrl_c()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGINT, held[1])
 
 
 def test_the_compilation_cache_lies_in_the_home_unless_the_user_chose(tmp_path):

@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,21 +121,47 @@ def join(
 
 
 class Stop:
-    """Whether to stop. Any process's SIGTERM stops all of them, at the same step.
+    """Whether to stop. Any process's SIGTERM, or Ctrl-C once it is heard, stops all of them at the same step.
 
     Calling it asks; every process must ask equally often, at the same places. `told` remembers the answer.
     """
 
     def __init__(self) -> None:
-        self.told = False
+        self.told = self.interrupted = False
         self._asked = 0
+        self._before: dict[int, Any] = {}
         if jax.process_count() == 1:
-            with contextlib.suppress(ValueError):  # not the main thread: whoever owns the signals decides
-                signal.signal(signal.SIGTERM, self._heard)
+            self._hear(signal.SIGTERM, self._terminated)
 
-    def _heard(self, number: int, frame: Any) -> None:
-        del number, frame
+    def hear_ctrl_c(self) -> None:
+        """From now on the first Ctrl-C asks to stop, as SIGTERM does; the second one raises KeyboardInterrupt.
+
+        Raised in the middle of a step it may be lost: Python drops exceptions in callbacks and finalizers, and the run
+        would go on. Where Ctrl-C is ignored (nohup, a script's background job) it stays ignored.
+        """
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            self._hear(signal.SIGINT, self._interrupted)
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _hear(self, number: int, handler: Callable[[int, Any], None]) -> None:
+        with contextlib.suppress(ValueError):  # not the main thread: whoever owns the signals decides
+            self._before[number] = signal.signal(number, handler)
+
+    def _terminated(self, number: int, frame: Any) -> None:
         self.told = True
+
+    def _interrupted(self, number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")  # print is not safe in a handler
+        self.interrupted = True
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the others
+        else:
+            self.told = True
 
     def __call__(self) -> bool:
         if jax.process_count() > 1 and not self.told:

@@ -5,6 +5,7 @@ devices -> data -> model and optimiser -> where we begin -> loop (evaluate? save
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -60,26 +61,18 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None) -> Result
 
     Raises:
       UserError: bad data or settings, a workdir of another configuration, a full disk, or a loss that stays non-finite.
+      KeyboardInterrupt: after Ctrl-C, with the last step saved.
     """
     configuration.check_fields(config)
-    stop = processes.Stop()
-    with processes.together():
-        held = prepare(config, Path(workdir), draw, stop)
-    try:
+    with contextlib.closing(processes.Stop()) as stop:
         with processes.together():
+            held = prepare(config, Path(workdir), draw, stop)
+        with contextlib.closing(held), processes.together():
             loop(held)
-            # Last words: a stopped run is saved where it is, a finished one is judged
-            held.save()
-            held.checkpoints.wait()
-            metrics = None if stop.told else held.judge()
-            if not stop.told:
-                held.picture()
-            elif held.step < held.total_steps:
-                held.tracker.say(f"stopped at step {held.step}, saved; the same command continues")
-    finally:
-        held.tracker.close()
-        held.checkpoints.close()
-    return Result(metrics or {}, held.step, stop.told)
+            metrics = finish(held)
+    if stop.interrupted:
+        raise KeyboardInterrupt
+    return Result(metrics, held.step, stop.told)
 
 
 @dataclasses.dataclass
@@ -149,6 +142,10 @@ class Run:
         """State, clock and data position together."""
         self.checkpoints.save(self.state, configuration.plain(self.config), self.metadata)
 
+    def close(self) -> None:
+        self.tracker.close()
+        self.checkpoints.close()
+
 
 def prepare(config: Config, workdir: Path, draw: Draw | None, stop: processes.Stop) -> Run:
     """Everything before the first step, in the order in which it can fail; nothing is written before it all fits."""
@@ -204,8 +201,9 @@ def loop(run: Run) -> None:
             waiting = time.perf_counter()
             batch = next(batches)
             if compiled is None:
-                check_batch(batch, preprocess_size(config), config["pp"]["channels"], run.num_classes)
+                check_batch(batch, pair(config["pp"]["crop"]), config["pp"]["channels"], run.num_classes)
                 compiled = _compile(run, batch, seed)
+                run.stop.hear_ctrl_c()  # there is something to save now
                 window = Window()
                 waiting = time.perf_counter()
             on_device = sharding.put(batch, run.mesh)
@@ -232,9 +230,19 @@ def loop(run: Run) -> None:
             if not last and _due(run.step, config["checkpoint_every"]):
                 run.save()
     finally:
-        close = getattr(batches, "close", None)
-        if close:
-            close()
+        getattr(batches, "close", lambda: None)()
+
+
+def finish(run: Run) -> dict[str, float]:
+    """Last words: a stopped run is saved where it is, a finished one is judged."""
+    run.save()
+    run.checkpoints.wait()
+    metrics = None if run.stop.told else run.judge()
+    if not run.stop.told:
+        run.picture()
+    elif run.step < run.total_steps:
+        run.tracker.say(f"stopped at step {run.step}, saved; the same command continues")
+    return metrics or {}
 
 
 def begin(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[State, str]:
@@ -273,10 +281,6 @@ def _open(config: Config, split: str) -> Source:
     return open_source(config["dataset"], split, tfds_data_dir=config["tfds_data_dir"], seed=config["seed"])
 
 
-def preprocess_size(config: Config) -> tuple[int, int]:
-    return pair(config["pp"]["crop"])
-
-
 def _check_eval_batch(config: Config, mesh: Any) -> None:
     ways = sharding.batch_ways(mesh)
     if config["batch_eval"] % ways:
@@ -290,7 +294,7 @@ def _metadata(config: Config, source: Source, num_classes: int | None) -> dict[s
         "class_names": list(source.class_names) if num_classes and source.class_names else None,
         "num_classes": num_classes,
         "dataset": source.name,
-        "image_size": list(preprocess_size(config)),
+        "image_size": list(pair(config["pp"]["crop"])),
     }
 
 
