@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/vit-jax demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,14 +1,14 @@
 """Training steps here, in timm and in `transformers`, side by side in one run on the device that is there.
 
     python benchmarks/training_step.py                         # a GPU: batches of 256, bfloat16, torch.compile
-    python benchmarks/training_step.py --models vit_b16 mae_b16 --batch 16 --dtypes float32 --eager      # a CPU
+    python benchmarks/training_step.py --models vit_b16 mae_b16 --batch 16 --dtypes float32 --alternate  # a CPU
     python benchmarks/training_step.py --models mae_l16 mae_l16_all --sides here      # what dropping hidden patches saves
 
 PyTorch: scaled-dot-product attention, fused AdamW, float32 parameters under autocast for bfloat16 (as here), torch.compile
 unless --eager. timm has no MAE. `mae_*_all` hides nothing from the encoder (195 of 196 patches; the paper's "encoder with
-mask tokens" costs the same). Each side runs in a process of its own; the rounds of the sides, and JAX's matrix product,
-alternate, so a machine whose speed drifts slows all; `--one-at-a-time` keeps only one side's model in memory. Printed:
-medians, as a Markdown table, after a line with the machine and the versions.
+mask tokens" costs the same). Each side runs in a process of its own, with the device's memory to itself; with --alternate
+all are in memory and their rounds alternate, so a machine whose speed drifts slows all. JAX's matrix product is measured
+between its rounds. Printed: medians, as a Markdown table, after a line with the machine and the versions.
 """
 
 from __future__ import annotations
@@ -171,22 +171,31 @@ class Side:
     """One process that takes steps when asked."""
 
     def __init__(self, side: str, name: str, args: argparse.Namespace, dtype: str):
+        self.name = f"{name}, {side}"
         command = [side, name, str(args.batch), dtype, "eager" if args.eager else "", *args.set]
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | ALLOCATOR,
+            env=ALLOCATOR | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ,
         )  # fmt: skip
-        self.first = json.loads(self.process.stdout.readline() or '{"missing": "it failed, see above"}')
-        if "missing" in self.first:
-            print(f"{name}, {side}: {self.first['missing']}", file=sys.stderr)
+        self.first = self._answer()
         self.times: list[float] = []
         self.rates: list[float] = []
 
+    def _answer(self) -> dict:
+        answer = json.loads(self.process.stdout.readline() or '{"missing": "it ended, see above"}')
+        if "missing" in answer:
+            print(f"{self.name}: {answer['missing']}", file=sys.stderr)
+        return answer
+
     def step(self) -> None:
-        if "missing" not in self.first:
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-            answer = json.loads(self.process.stdout.readline())
+        if "missing" in self.first:
+            return
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        answer = self._answer()
+        if "missing" in answer:
+            self.first |= answer
+        else:
             self.times.append(answer["seconds"])
             self.rates.append(answer["rate"])
 
@@ -198,7 +207,7 @@ class Side:
 def compare(name: str, dtype: str, args: argparse.Namespace) -> str:
     """One line of the table."""
     sides = {}
-    if args.one_at_a_time:
+    if not args.alternate:
         for side in args.sides:
             sides[side] = Side(side, name, args, dtype)
             for _ in range(args.rounds):
@@ -247,7 +256,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"])
     parser.add_argument("--eager", action="store_true", help="no torch.compile")
-    parser.add_argument("--one-at-a-time", action="store_true")
+    parser.add_argument("--alternate", action="store_true", help="all sides in memory, their rounds in turn")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of the config here")
     args = parser.parse_args()
     print(machine())

@@ -1,10 +1,14 @@
 """Eight pretended CPU devices, no silent broadcasting, compiled programs kept between runs."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Half of a cold run is LLVM's optimising of programs that run for milliseconds. XLA_FLAGS of the caller win.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "vit_jax_test_cache"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +22,9 @@ from vit_jax import configuration
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 configuration.use_recipes()
+
+# Whoever starts the tests in the background starts them deaf to Ctrl-C, and every process they start; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -14,11 +14,19 @@ from vit_jax.contracts import Config, UserError
 
 
 def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Any:
-    """The mesh of `config.mesh` over all devices or those given; raises `UserError` for sizes that do not fit them."""
+    """The mesh of `config.mesh` over all devices or those given.
+
+    Raises:
+      UserError: sizes or an attention kernel that these devices cannot have.
+    """
     try:
-        return sharding.make_mesh(dict(config["mesh"]), devices)
+        mesh = sharding.make_mesh(dict(config["mesh"]), devices)
     except ValueError as error:
         raise UserError(str(error)) from error
+    platform = mesh.devices.flat[0].platform
+    if config["attention"] == "cudnn" and platform != "gpu":
+        raise UserError(f"Expected an NVIDIA GPU for attention=cudnn, got {platform}: use --config.attention=xla.")
+    return mesh
 
 
 def describe_devices(mesh: Any) -> str:

@@ -136,8 +136,8 @@ class Stop:
     def hear_ctrl_c(self) -> None:
         """From now on the first Ctrl-C asks to stop, as SIGTERM does; the second one raises KeyboardInterrupt.
 
-        Raised in the middle of a step it may be lost: Python drops exceptions in callbacks and finalizers, and the run
-        would go on. Where Ctrl-C is ignored (nohup, a script's background job) it stays ignored.
+        Raised in the middle of a step it loses what was learned since the last save, or is lost itself: Python drops
+        exceptions in callbacks and finalizers. Where Ctrl-C is ignored (nohup, a script's background job) it stays ignored.
         """
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             self._hear(signal.SIGINT, self._interrupted)

@@ -17,6 +17,7 @@ from vit_jax.contracts import Batch, Config, UserError
 from vit_jax.data.loader import train_batches, useful_threads
 from vit_jax.data.sources import open_source
 from vit_jax.data.transforms import Preprocess
+from vit_jax.devices import make_mesh
 from vit_jax.models.registry import count_params, pair
 from vit_jax.planning.chips import chip_of
 from vit_jax.training.flops import count_flops
@@ -64,7 +65,7 @@ def override(config: Any, assignments: list[str]) -> None:
 
 def bench_step(config: Config, num_classes: int, steps: int) -> dict[str, Any]:
     """Milliseconds, pictures a second, compile seconds, memory and FLOPs of the training step, on made-up pictures."""
-    mesh = sharding.make_mesh(dict(config["mesh"]))
+    mesh = make_mesh(config)
     objective = make_objective(config, num_classes)
     program = make_program(config, objective, make_schedule(config, 1000, 10), num_classes, mesh)
     rng = np.random.default_rng(0)

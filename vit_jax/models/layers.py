@@ -69,6 +69,11 @@ class TransformerConfig:
         for field, known in (("attention", ("xla", "cudnn")), ("remat", ("none", "dots", "full"))):
             if getattr(self, field) not in known:
                 raise ValueError(f"Expected {field} of {known}, got {getattr(self, field)!r}: change config.{field}.")
+        if self.attention == "cudnn" and self.compute_dtype not in ("bfloat16", "float16"):
+            raise ValueError(
+                f"Expected compute_dtype bfloat16 or float16 with attention=cudnn, got {self.compute_dtype}: change "
+                "config.compute_dtype or config.attention."
+            )
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -167,9 +172,31 @@ def attend(
     Dropout of the weights needs the weights, so it is computed in the open; no fused kernel then.
     """
     if dropout_keys is None or dropout_rate == 0.0:
-        return jax.nn.dot_product_attention(query, key, value, implementation=implementation)  # type: ignore[call-overload]
+        return padded_attention(query, key, value, implementation, multiple=MULTIPLE_OF_TOKENS[implementation])
     weights = dropout(attention_weights(query, key), dropout_rate, dropout_keys)
     return jnp.einsum("bhmn,bnhe->bmhe", weights.astype(value.dtype), value)
+
+
+# JAX (0.10 to 0.12) refuses to differentiate cuDNN's kernel for odd counts, and a class token makes 197 or 257 of them.
+# More than even is for benchmarks/attention.py to recommend.
+MULTIPLE_OF_TOKENS = {"xla": 1, "cudnn": 2}
+
+
+def padded_attention(
+    query: Float[Array, "b m h e"],
+    key: Float[Array, "b n h e"],
+    value: Float[Array, "b n h e"],
+    implementation: str,
+    *,
+    multiple: int,
+) -> Float[Array, "b m h e"]:
+    """JAX's attention over tokens padded up to a multiple: the keys added are masked, the queries added are cut off."""
+    queries, keys = query.shape[1], key.shape[1]
+    query, key, value = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0))) for x in (query, key, value))
+    lengths = None if key.shape[1] == keys else constrain(jnp.full(key.shape[:1], keys, jnp.int32), "batch")
+    return jax.nn.dot_product_attention(  # type: ignore[call-overload]
+        query, key, value, key_value_seq_lengths=lengths, implementation=implementation
+    )[:, :queries]
 
 
 def attention_weights(query: Float[Array, "b m h e"], key: Float[Array, "b n h e"]) -> Float[Array, "b h m n"]:
