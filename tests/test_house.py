@@ -80,3 +80,13 @@ def test_importing_costs_nothing_and_brings_no_torch_or_tensorflow():
         "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_writing_metrics_brings_no_torch(tmp_path):
+    """tensorboardX imports it where it is installed: seconds at every start."""
+    script = (
+        f"import sys; from vit_jax.training.tracker import Tracker; tracker = Tracker({str(tmp_path)!r}, step=0, total_steps=1);"
+        "tracker.record('train', 1, {'loss': 1.0}); tracker.close(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert any(tmp_path.glob("tensorboard/events*"))

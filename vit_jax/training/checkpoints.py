@@ -22,6 +22,13 @@ from vit_jax.training.step import State
 
 FOLDER = "checkpoints"
 ARRAYS, NOTES = ("params", "ema", "train"), ("data", "config", "metadata")
+# Copies of one array share the writing from this size on (bytes each). Orbax has no such limit, and compiles a slice for
+# every shape of every small array, in the first save of every run.
+SHARED_WRITING = 2**25
+REGISTRY = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARED_WRITING)),
+    (np.ndarray, ocp.type_handlers.NumpyHandler()),
+)
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every file and that it only reads
 
 
@@ -45,7 +52,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, read_only=read_only, create=not read_only, cleanup_tmp_directories=not read_only
         )
-        arrays: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler() for name in ARRAYS}
+        arrays: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler(type_handler_registry=REGISTRY) for name in ARRAYS}
         notes = {name: ocp.JsonCheckpointHandler() for name in NOTES}
         self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=arrays | notes)
 

@@ -27,6 +27,20 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _summary_writer() -> Any:
+    """tensorboardX's, without PyTorch: it imports it where it is installed, for seconds, to log its tensors."""
+    logging.getLogger("tensorboardX").setLevel(logging.ERROR)
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
 class Tracker:
     """Writes one run's numbers. Resuming at `step` forgets what an interrupted run wrote after it."""
 
@@ -41,10 +55,7 @@ class Tracker:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         temporary.replace(self.workdir / METRICS)
         self._file = (self.workdir / METRICS).open("a")
-        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-        from tensorboardX import SummaryWriter
-
-        self._events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._events = _summary_writer()(str(self.workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics, `kind` being "train", "eval" or "run"."""
