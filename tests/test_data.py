@@ -18,7 +18,7 @@ from vit_jax.data.decoding import UnreadablePicture, decode, open_picture
 from vit_jax.data.loader import eval_batches, train_batches
 from vit_jax.data.prepare import prepare
 from vit_jax.data.sources import open_source
-from vit_jax.data.transforms import Preprocess, random_resized_box, shifted
+from vit_jax.data.transforms import Preprocess, mirrored, random_resized_box, shifted
 
 # TFDS and ArrayRecord warn of their own doings
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -467,3 +467,9 @@ def test_the_linear_probes_crop_is_one_draw_cut_to_the_picture():
     # Half of the draws are higher than the picture; a draw over again would have made them lower than it.
     assert 0.3 < (bottom - top == 30).mean() < 0.9
     assert ((right - left) / (bottom - top) > 4 / 3 + 0.1).any()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_mirrored_exchanges_left_and_right(channels):
+    array = np.random.default_rng(0).integers(0, 256, (3, 5, channels), dtype=np.uint8)
+    np.testing.assert_array_equal(mirrored(array), array[:, ::-1])

@@ -72,7 +72,7 @@ class Preprocess:
         """A randomly cropped, flipped and distorted view."""
         array = self._train_view(record, rng)
         if self.flip and rng.random() < 0.5:
-            array = array[:, ::-1]
+            array = mirrored(array)
         if self.randaugment is not None:
             picture = self.randaugment(_as_picture(array), rng, FILTERS[self.interpolation])
             array = _as_array(picture)
@@ -182,6 +182,14 @@ def shifted(
         places = np.where(places < 0, -1 - places, places)
         windows.append(np.where(places >= size, 2 * size - 1 - places, places))
     return array[windows[0][:, None], windows[1][None, :]]
+
+
+def mirrored(array: UInt8[np.ndarray, "H W c"]) -> UInt8[np.ndarray, "H W c"]:
+    """Left and right exchanged, copied a channel at a time: NumPy copies three bytes backwards four times as slowly."""
+    out = np.empty_like(array)
+    for channel in range(array.shape[-1]):
+        out[:, :, channel] = array[:, ::-1, channel]
+    return out
 
 
 def _as_picture(array: UInt8[np.ndarray, "H W c"]) -> Image.Image:
