@@ -145,7 +145,8 @@ class Stop:
     def close(self) -> None:
         """Give the signals back to whoever had them."""
         while self._before:
-            signal.signal(*self._before.popitem())
+            number, handler = self._before.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was no Python function
 
     def _hear(self, number: int, handler: Callable[[int, Any], None]) -> None:
         with contextlib.suppress(ValueError):  # not the main thread: whoever owns the signals decides

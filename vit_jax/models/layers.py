@@ -7,6 +7,7 @@ float32 always.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -191,12 +192,13 @@ def padded_attention(
     multiple: int,
 ) -> Float[Array, "b m h e"]:
     """JAX's attention over tokens padded up to a multiple: the keys added are masked, the queries added are cut off."""
+    attention: Any = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
     queries, keys = query.shape[1], key.shape[1]
+    if queries % multiple == keys % multiple == 0:
+        return attention(query, key, value)
     query, key, value = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0))) for x in (query, key, value))
-    lengths = None if key.shape[1] == keys else constrain(jnp.full(key.shape[:1], keys, jnp.int32), "batch")
-    return jax.nn.dot_product_attention(  # type: ignore[call-overload]
-        query, key, value, key_value_seq_lengths=lengths, implementation=implementation
-    )[:, :queries]
+    lengths = constrain(jnp.full(key.shape[:1], keys, jnp.int32), "batch")
+    return attention(query, key, value, key_value_seq_lengths=lengths)[:, :queries]
 
 
 def attention_weights(query: Float[Array, "b m h e"], key: Float[Array, "b n h e"]) -> Float[Array, "b h m n"]:
