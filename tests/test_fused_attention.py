@@ -4,11 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests import tolerances
-from vit_jax import UserError, devices, sharding
+from vit_jax import UserError, api, configuration, devices, sharding
 from vit_jax.contracts import Batch
 from vit_jax.models.layers import attention_weights, padded_attention
+from vit_jax.models.registry import build
+from vit_jax.ops.paths import flat_params
+from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
@@ -59,3 +63,15 @@ def test_cudnn_is_refused_where_it_cannot_run(small):
     config, mesh = small(attention="cudnn"), sharding.make_mesh({"data": -1})
     with pytest.raises(ValueError, match="compute_dtype bfloat16"):
         make_program(config, make_objective(config, 10), make_schedule(config, 10, 1), 10, mesh)
+
+
+def test_what_was_trained_with_cudnn_is_used_anywhere(small, tmp_path):
+    config = small(attention="cudnn", compute_dtype="bfloat16")
+    params = flat_params(nnx.state(build(config, 10), nnx.Param))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_weights(
+        {path: np.asarray(leaf) for path, leaf in params.items()}, configuration.plain(config),
+        {"class_names": None, "num_classes": 10, "dataset": "fake", "image_size": [8, 8]},
+    )  # fmt: skip
+    checkpoints.close()
+    assert np.isfinite(np.asarray(api.load(tmp_path)([np.zeros((8, 8, 3), np.uint8)]))).all()

@@ -37,7 +37,8 @@ def open_weights(
     params = dict(checkpoints.params(found, averaged=averaged))
     checkpoints.close()
     names = metadata["class_names"]
-    config = configuration.completed(config)
+    # The kernel belongs to the machine that trained; the weights are looked at anywhere, also in float32.
+    config = configuration.completed(config) | {"attention": "xla"}
     # A workdir that came out of a conversion keeps its source's way of resizing positions.
     source = metadata.get("source", "native")
     return Weights(params, config, metadata["num_classes"], tuple(names) if names else None, source), found
