@@ -207,19 +207,14 @@ class Side:
 def compare(name: str, dtype: str, args: argparse.Namespace) -> str:
     """One line of the table."""
     sides = {}
-    if not args.alternate:
-        for side in args.sides:
-            sides[side] = Side(side, name, args, dtype)
-            for _ in range(args.rounds):
-                sides[side].step()
-            sides[side].close()
-    else:
-        sides = {side: Side(side, name, args, dtype) for side in args.sides}
+    for together in [args.sides] if args.alternate else [[side] for side in args.sides]:
+        running = {side: Side(side, name, args, dtype) for side in together}
         for _ in range(args.rounds):
-            for side in sides.values():
-                side.step()
-        for side in sides.values():
-            side.close()
+            for held in running.values():
+                held.step()
+        for held in running.values():
+            held.close()
+        sides |= running
     medians = {side: statistics.median(held.times) for side, held in sides.items() if held.times}
     cells = [f"{args.batch / medians[side]:.2f}" if side in medians else "-" for side in SIDES]
     others = [seconds for side, seconds in medians.items() if side != "here"]

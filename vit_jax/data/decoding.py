@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
-from vit_jax.contracts import Record, UserError
+from vit_jax.contracts import Record, UserError, first_line
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L")
@@ -38,7 +38,7 @@ def open_picture(record: Record, channels: int) -> Image.Image:
     try:
         return Image.open(io.BytesIO(record.image))
     except Exception as error:  # Pillow raises many kinds for a broken header
-        raise UnreadablePicture(record.name, _reason(error)) from error
+        raise UnreadablePicture(record.name, first_line(error)[:120]) from error
 
 
 def decode(picture: Image.Image, channels: int, name: str) -> Image.Image:
@@ -60,13 +60,9 @@ def decode(picture: Image.Image, channels: int, name: str) -> Image.Image:
             picture = Image.alpha_composite(white, picture).convert("RGB")
         return picture.convert(MODES[channels])
     except Exception as error:
-        raise UnreadablePicture(name, _reason(error)) from error
+        raise UnreadablePicture(name, first_line(error)[:120]) from error
 
 
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
     """0..65535 -> 0..255, rounded."""
     return np.rint(values.astype(np.float64) / 257.0).clip(0, 255).astype(np.uint8)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from vit_jax.contracts import Record, UserError
+from vit_jax.contracts import Record, UserError, first_line
 from vit_jax.data.folders import PICTURE_SUFFIXES, folder_records
 
 __all__ = ["PICTURE_SUFFIXES", "Source", "open_source"]
@@ -191,7 +191,7 @@ def tfds_source(where: str | Path, split: str, data_dir: str | None) -> Tfds:
         known = list(builder.info.splits)
     except Exception as error:
         raise UserError(
-            f"Expected the prepared TFDS data set {where}, it could not be opened ({_first(error)}): set "
+            f"Expected the prepared TFDS data set {where}, it could not be opened ({first_line(error)[:160]}): set "
             "config.tfds_data_dir, give a folder of pictures, or make one with `vit-jax prepare FOLDER OUT`."
         ) from error
     if not known:
@@ -213,7 +213,3 @@ def tfds_source(where: str | Path, split: str, data_dir: str | None) -> Tfds:
     labels = next((key for key in LABELS if key in features), None)
     names = tuple(features[labels].names) if labels else None
     return Tfds(f"{builder.info.name} {split}", records, names)
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

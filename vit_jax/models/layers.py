@@ -23,6 +23,9 @@ from vit_jax.sharding import constrain
 
 Initializer = Callable[..., Array]
 ZEROS: Initializer = nnx.initializers.zeros_init()
+# Kernels of attention. JAX (0.10 to 0.12) refuses to differentiate cuDNN's for odd counts of tokens, and a class token makes
+# 197 or 257 of them. More than even is for benchmarks/attention.py to recommend.
+MULTIPLE_OF_TOKENS = {"xla": 1, "cudnn": 2}
 
 
 def gelu_erf(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -67,7 +70,7 @@ class TransformerConfig:
             )
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"Expected model.activation of {sorted(ACTIVATIONS)}, got {self.activation!r}.")
-        for field, known in (("attention", ("xla", "cudnn")), ("remat", ("none", "dots", "full"))):
+        for field, known in (("attention", tuple(MULTIPLE_OF_TOKENS)), ("remat", ("none", "dots", "full"))):
             if getattr(self, field) not in known:
                 raise ValueError(f"Expected {field} of {known}, got {getattr(self, field)!r}: change config.{field}.")
         if self.attention == "cudnn" and self.compute_dtype not in ("bfloat16", "float16"):
@@ -176,11 +179,6 @@ def attend(
         return padded_attention(query, key, value, implementation, multiple=MULTIPLE_OF_TOKENS[implementation])
     weights = dropout(attention_weights(query, key), dropout_rate, dropout_keys)
     return jnp.einsum("bhmn,bnhe->bmhe", weights.astype(value.dtype), value)
-
-
-# JAX (0.10 to 0.12) refuses to differentiate cuDNN's kernel for odd counts, and a class token makes 197 or 257 of them.
-# More than even is for benchmarks/attention.py to recommend.
-MULTIPLE_OF_TOKENS = {"xla": 1, "cudnn": 2}
 
 
 def padded_attention(

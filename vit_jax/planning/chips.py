@@ -70,7 +70,7 @@ def slice_devices(topology: str) -> list[Any]:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise UserError(
             f"Expected a TPU slice such as v4:2x2x4, v5e:16x16, v5p:4x4x8 or v6e:8x8 and the compiler of the tpu extra "
-            f'(pip install "vit_jax[tpu]"), got {topology!r}: {first_line(error)}'
+            f'(pip install "vit_jax[tpu]"), got {topology!r}: {first_line(error)[:200]}'
         ) from error
 
 

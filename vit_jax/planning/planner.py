@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import sharding
-from vit_jax.contracts import Batch, Config
+from vit_jax.contracts import Batch, Config, first_line
 from vit_jax.devices import make_mesh
 from vit_jax.models.registry import count_params, pair
 from vit_jax.planning.chips import Chip, chip_of, memory_of
@@ -148,7 +148,7 @@ def _out_of_memory(error: BaseException) -> str:
     if "RESOURCE_EXHAUSTED" not in words and "memory" not in words:
         raise error
     found = re.search(r"(Ran out of memory|Used|required)[^\n]*", words)
-    return (found.group(0) if found else words.splitlines()[0])[:300]
+    return found.group(0)[:300] if found else first_line(error)
 
 
 def schedule(plan: Plan, config: Config, examples: int) -> dict[str, Any]:

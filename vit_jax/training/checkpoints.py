@@ -22,8 +22,8 @@ from vit_jax.training.step import State
 
 FOLDER = "checkpoints"
 ARRAYS, NOTES = ("params", "ema", "train"), ("data", "config", "metadata")
-# Copies of one array share the writing from this size on (bytes each). Orbax has no such limit, and compiles a slice for
-# every shape of every small array, in the first save of every run.
+# Copies of one array share the writing from this size on (bytes each). Without a limit Orbax compiles a slice for the
+# shape of every small array, in the first save of every run.
 SHARED_WRITING = 2**25
 REGISTRY = ocp.type_handlers.create_type_handler_registry(
     (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARED_WRITING)),
