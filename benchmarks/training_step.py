@@ -46,8 +46,7 @@ def here(name: str, batch: int, dtype: str, settings: list[str]):
     import jax
     import numpy as np
 
-    from vit_jax import configuration, sharding
-    from vit_jax.commands.bench import override
+    from vit_jax import command_line, configuration, sharding
     from vit_jax.contracts import Batch
     from vit_jax.training.flops import count_flops
     from vit_jax.training.objectives import make_objective
@@ -68,7 +67,8 @@ def here(name: str, batch: int, dtype: str, settings: list[str]):
     config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1})
     on_gpu = jax.devices()[0].platform == "gpu"
     config.update({"unroll": WIDTHS[size][1], "attention": "cudnn" if on_gpu and dtype == "bfloat16" else "xla"})
-    override(config, settings)
+    for field, text in map(command_line.assignment, settings):
+        config.update_from_flattened_dict({field: command_line.value_of(field, text)})
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     objective = make_objective(config, 1000)
     program = make_program(config, objective, make_schedule(config, 1000, 0), None if masked else 1000, mesh)

@@ -1,148 +1,246 @@
-"""Every field there is, with its default and its meaning. A config starts from here and may set nothing else.
+"""Every field there is: its default, what it may hold, what it means. A config starts from here and may set nothing else.
 
 Names are those of Google's ViT code (google-research/vision_transformer, vit_jax/configs/common.py) where it has them.
+`vit-jax train --config=FILE:ARG --fields` prints this table with the values of a recipe.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import ml_collections
 
+from configs.kinds import (
+    Kind,
+    ascending,
+    either,
+    flag,
+    number,
+    one_of,
+    optional,
+    rules,
+    several,
+    size,
+    split,
+    text,
+    whole,
+)
 
-def either(default, *others):
-    """A field that may hold values of several types (an int or a tuple, a number or None)."""
-    del others  # they only say in the source what may come
-    return ml_collections.config_dict.FieldReference(default, field_type=object)
+
+class Field(NamedTuple):
+    """One setting. Where others decide it unless it is set, the default is None and `meaning` names them."""
+
+    default: Any
+    kind: Kind
+    meaning: str
+
+
+SOME_PATH = text("a path or an address", r"[^\0]+")
+STEPS = 2**31 - 1
+WAYS = either(whole(-1, -1), whole(1, 2**20))._replace(words="a whole number from 1, or -1 for the rest")
+
+DATA = {
+    "dataset": Field("digits", text("a data set", r"[^\0]+"), '"digits", "fake", a folder of pictures, or a TFDS name'),
+    "tfds_data_dir": Field(None, optional(SOME_PATH), "where prepared TFDS data sets lie; None: TFDS's own folder"),
+    "num_workers": Field(0, whole(0, 1024), "worker processes for decoding; 0: threads of this process"),
+    "num_threads": Field(0, whole(0, 1024), "decoding threads; 0: one a core"),
+    "prefetch": Field(2, whole(1, 1024), "batches decoded ahead"),
+    "shuffle_buffer": Field(0, whole(0), "for Google's sake only: the order is a full shuffle of every epoch"),
+    "max_unreadable": Field(0.01, number(0, 1), "share of unreadable pictures at which the run stops"),
+}
+
+PICTURES = {
+    "pp.train": Field("train", split(), 'the split to train on, TFDS syntax: "train[:98%]"'),
+    "pp.test": Field("test", split(), "the split to evaluate on"),
+    "pp.crop": Field(224, size(), "picture the model sees: pixels, or (height, width)"),
+    "pp.crop_share": Field(
+        None, optional(number(above=0, high=1, usual=(0.5, 1))),
+        "evaluation: share of the short side that the centre crop keeps; None: the whole picture, resized to the crop",
+    ),
+    "pp.resize": Field(
+        None, optional(whole(1, 65_535)),
+        "evaluation: short side before the centre crop; None: from pp.crop and pp.crop_share",
+    ),
+    "pp.train_crop": Field(
+        "random_resized", one_of("random_resized", "random_resized_once", "simple", "resize"),
+        '"random_resized_once": one try, cut to the picture (MAE\'s linear probe); "simple": pad and crop',
+    ),
+    "pp.crop_area": Field((0.05, 1.0), ascending(number(above=0, high=1)), "share of the picture that a random crop covers"),
+    "pp.crop_aspect": Field((3 / 4, 4 / 3), ascending(number(above=0, usual=(0.1, 10))), "width / height of a random crop"),
+    "pp.flip": Field(True, flag(), "left and right exchanged for every other training picture"),
+    "pp.randaugment": Field(
+        "", text('"" or timm\'s words such as "rand-m9-mstd0.5-inc1"', r"|rand(-(m|n|mstd|p)\d+(\.\d+)?|-inc1)*"),
+        "RandAugment; \"\": none",
+    ),
+    "pp.erasing": Field(0.0, number(0, 1), "probability of random erasing"),
+    "pp.interpolation": Field("bilinear", one_of("bilinear", "bicubic", "lanczos"), "how pictures are resized"),
+    "pp.channels": Field(3, whole(1, 1024), "of a picture: 1, 3 or 4 for files"),
+    "pp.mean": Field((0.5,), several(number(usual=(0, 1))), "of pixels / 255, one or one a channel; Google's give [-1, 1]"),
+    "pp.std": Field((0.5,), several(number(above=0, usual=(0.01, 1))), "of pixels / 255"),
+}  # fmt: skip
+
+
+def transformer_fields(num_layers: int = 12, num_heads: int = 12, mlp_dim: int = 3072) -> dict[str, Field]:
+    """One stack of blocks."""
+    return {
+        "num_layers": Field(num_layers, whole(1, 10_000, usual=(1, 100)), "blocks"),
+        "num_heads": Field(num_heads, whole(1, 10_000), "attention heads; they divide the width"),
+        "mlp_dim": Field(mlp_dim, whole(1, 1_000_000), "width inside the MLP"),
+        "dropout_rate": Field(0.0, number(0, below=1, usual=(0, 0.5)), "after dense layers and positions"),
+        "attention_dropout_rate": Field(0.0, number(0, below=1, usual=(0, 0.5)), "of attention weights"),
+        "drop_path": Field(0.0, number(0, below=1, usual=(0, 0.8)), "stochastic depth: linspace(0, drop_path, num_layers)"),
+        "layer_scale": Field(0.0, number(0, usual=(0, 1)), "initial value of the branches' scales; 0: none"),
+    }  # fmt: skip
+
+
+MODEL = {
+    "model.model_name": Field("ViT-B_16", text("a name", r"[^\0/]+"), "also the name of Google's file in pretrained_dir"),
+    "model.patches.size": Field((16, 16), size(), "pixels of a patch (cells of the stem's map, in hybrids)"),
+    "model.resnet.num_layers": Field(
+        None, optional(several(whole(1, 1000))), "hybrids: units of each stage of the stem; (): its root alone; None: no stem"
+    ),
+    "model.resnet.width_factor": Field(1, whole(1, 64), "hybrids: times 64 is the width of the stem's root"),
+    "model.hidden_size": Field(768, whole(1, 1_000_000), "width of a token"),
+    **{f"model.transformer.{name}": field for name, field in transformer_fields().items()},
+    "model.classifier": Field(
+        "token", one_of("token", "gap", "map", "unpooled", "token_unpooled"), "what the head sees"
+    ),
+    "model.cls_token": Field(None, optional(flag()), "None: where the classifier needs it"),
+    "model.dist_token": Field(False, flag(), "DeiT's distillation token"),
+    "model.dist_head": Field(True, flag(), "and its own head; False: only the class token is classified"),
+    "model.norm_after_pool": Field(False, flag(), "True: pool first, then the norm (MAE's and BEiT's fc_norm)"),
+    "model.head_norm": Field("none", one_of("none", "batch"), '"batch": affine-free BatchNorm before the head (probes)'),
+    "model.representation_size": Field(None, optional(whole(1, 1_000_000)), "tanh layer before the head"),
+    "model.positions": Field(
+        "learn", one_of("learn", "sincos2d", "sincos2d_mae", "none"), '"sincos2d" is big_vision\'s formula'
+    ),
+    "model.positions_std": Field(
+        0.02, optional(number(above=0, usual=(1e-6, 1))), "learned tables' initial values; None: 1/sqrt(hidden_size)"
+    ),
+    "model.cls_position": Field(True, flag(), "False: no row for the class token in the table (big_vision, DeiT III)"),
+    "model.train_positions": Field(True, flag(), "False: a sin-cos table stays constant"),
+    "model.activation": Field("gelu_tanh", one_of("gelu_tanh", "gelu_erf"), "Google's models, PyTorch's"),
+    "model.norm_eps": Field(1e-6, number(above=0, high=1, usual=(1e-12, 1e-3)), "of LayerNorm"),
+    "model.init": Field(
+        "google", one_of("google", "mae"), '"mae": xavier over the fused qkv, xavier patches, class token normal(0.02)'
+    ),
+    "model.head_std": Field(0.0, number(0, usual=(0, 1)), "of the head's initial kernel; 0: zeros"),
+    "model.head_bias": Field(0.0, number(usual=(-20, 20)), "the head's initial bias"),
+}  # fmt: skip
+
+MAE = {
+    "mae.mask_ratio": Field(0.75, number(above=0, below=1), "share of the patches hidden"),
+    "mae.num_visible": Field(None, optional(whole(1)), "patches that stay visible; None: from mae.mask_ratio and the grid"),
+    "mae.mask": Field("random", one_of("random", "block", "grid"), "how hidden patches are chosen"),
+    "mae.normalised_target": Field(True, flag(), "per-patch normalised pixels"),
+    "mae.decoder.hidden_size": Field(512, whole(1, 1_000_000), "width of the decoder's tokens"),
+    **{f"mae.decoder.{name}": field for name, field in transformer_fields(8, 16, 2048).items()},
+}  # fmt: skip
+
+COMPUTE = {
+    "compute_dtype": Field(
+        "bfloat16", one_of("bfloat16", "float32"), "of activations; parameters, norms, softmax and losses stay float32"
+    ),
+    "attention": Field("xla", one_of("xla", "cudnn"), '"cudnn": fused attention on NVIDIA GPUs'),
+    "remat": Field("none", one_of("none", "dots", "full"), "less memory, more time"),
+    "unroll": Field(1, whole(1, 10_000), "blocks per scan step; num_layers compiles to a plain loop"),
+}
+
+OPTIMISER = {
+    "batch": Field(512, whole(1, 2**20), "pictures a step, of all devices and accumulation steps together"),
+    "batch_eval": Field(512, whole(1, 2**20), "pictures at a time in evaluation"),
+    "accum_steps": Field(1, whole(1, 2**20), "micro-batches a step; the step equals the full batch"),
+    "optim": Field("sgd", one_of("sgd", "adamw", "lars"), "the optimiser"),
+    "optim_dtype": Field("bfloat16", one_of("bfloat16", "float32"), "of the momentum"),
+    "momentum": Field(0.9, number(0, below=1), "of sgd and lars"),
+    "b1": Field(0.9, number(0, below=1), "of adamw"),
+    "b2": Field(0.999, number(0, below=1), "of adamw"),
+    "adam_eps": Field(1e-8, number(above=0, high=1, usual=(1e-12, 1e-3)), "of adamw"),
+    "base_lr": Field(0.03, number(0, usual=(1e-9, 10)), "the learning rate after warm-up"),
+    "lr_scaling": Field(None, optional(number(above=0)), "lr = base_lr * batch / lr_scaling; None: lr = base_lr"),
+    "end_lr": Field(0.0, number(0), "the learning rate at the end of the decay"),
+    "decay_type": Field("cosine", one_of("cosine", "linear", "constant", "step"), "the learning rate after warm-up"),
+    "decay_boundaries": Field((), several(number(0, 1)), '"step": shares of the progress'),
+    "decay_factor": Field(0.1, number(above=0, usual=(0, 1)), '"step": at each of them'),
+    "total_steps": Field(10_000, optional(whole(1, STEPS)), "length of the run; this or total_epochs"),
+    "total_epochs": Field(None, optional(number(above=0)), "the same in passes over the training pictures"),
+    "warmup_steps": Field(500, optional(whole(0, STEPS)), "linear warm-up; this or warmup_epochs"),
+    "warmup_epochs": Field(None, optional(number(0)), "the same in passes over the training pictures"),
+    "warmup_share": Field(
+        None, optional(number(0, below=1)), "warm-up as a share of the run, where neither steps nor epochs of it are set"
+    ),
+    "grad_norm_clip": Field(1.0, optional(number(above=0)), "of all gradients together"),
+    "weight_decay": Field(0.0, number(0, usual=(0, 1)), "decoupled, times the learning rate (PyTorch's AdamW)"),
+    "weight_decay_rules": Field(
+        (("kernel$", 1.0), ("", 0.0)), rules(), "(pattern in the parameter's path, factor), first match wins"
+    ),
+    "layer_decay": Field(None, optional(number(above=0, high=1)), "learning rate x this, block by block downwards"),
+    "train_blocks": Field(
+        None, optional(number(0, 10_000)),
+        "partial fine-tuning: the last blocks that train, with what comes after; 0.5: the last MLP alone; 0: the head",
+    ),
+    "trust_coefficient": Field(0.001, number(above=0), "of lars"),
+    "ema": Field(None, optional(number(above=0, below=1, usual=(0.5, 1))), "moving average of the parameters"),
+}  # fmt: skip
+
+LOSS = {
+    "loss": Field("softmax", one_of("softmax", "sigmoid"), "of classification"),
+    "label_smoothing": Field(0.0, number(0, below=1, usual=(0, 0.5)), "share of the target spread over all classes"),
+    "mixup": Field(0.0, number(0, usual=(0, 10)), "Beta parameter; 0: off"),
+    "cutmix": Field(0.0, number(0, usual=(0, 10)), "Beta parameter; 0: off"),
+}
+
+RUN = {
+    "init_from": Field(
+        None, optional(SOME_PATH),
+        "weights to start from: another run's workdir, a file of Google's, MAE's, DeiT's or timm's, a Hugging Face folder",
+    ),
+    "pretrained_dir": Field(None, optional(SOME_PATH), "Google's way: start from <model.model_name>.npz in it"),
+    "topology": Field(
+        "", text("a slice such as v5e:4x4, or empty"),
+        "TPU slice that the recipe was planned for (`vit-jax plan`); training takes what is there",
+    ),
+    "mesh.data": Field(-1, WAYS, "ways to split the batch; -1: the rest of the devices"),
+    "mesh.fsdp": Field(1, WAYS, "ways to split batch and parameters"),
+    "mesh.tensor": Field(1, WAYS, "ways to split heads and MLPs"),
+    "eval_every": Field(500, whole(0), "steps; 0: only at the end"),
+    "progress_every": Field(50, whole(0), "steps between log lines; 0: only at the end"),
+    "checkpoint_every": Field(500, whole(0), "steps; 0: only at the end"),
+    "keep_checkpoints": Field(2, whole(1, 100_000), "the newest ones"),
+    "figures_every": Field(0, whole(0), "steps between pictures; 0: only at the end"),
+    "max_skipped_steps": Field(10, whole(1), "non-finite steps in a row at which the run stops"),
+}  # fmt: skip
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(0, whole(0, 2**31 - 1), "initial parameters, order, augmentation and masks follow from it"),
+    "objective": Field("classify", one_of("classify", "mae"), "what is learned"),
+    **DATA, **PICTURES, **MODEL, **MAE, **COMPUTE, **OPTIMISER, **LOSS, **RUN,
+}  # fmt: skip
+
+
+def section(prefix: str = "") -> ml_collections.ConfigDict:
+    """The fields whose names begin with `prefix`, with their defaults."""
+    config = ml_collections.ConfigDict()
+    for name, field in FIELDS.items():
+        if not name.startswith(prefix):
+            continue
+        *sections, last = name.removeprefix(prefix).split(".")
+        place = config
+        for inner in sections:
+            if inner not in place:
+                place[inner] = ml_collections.ConfigDict()
+            place = place[inner]
+        # A field that may hold values of several types says so, or ConfigDict would refuse all but the default's.
+        several_types = field.kind.type is object
+        place[last] = ml_collections.FieldReference(field.default, object) if several_types else field.default
+    return config
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The defaults: plain supervised training of a ViT-B/16."""
-    config = ml_collections.ConfigDict()
-    config.seed = 0
-    config.objective = "classify"  # or "mae"
-
-    # Data
-    config.dataset = "digits"  # "digits", "fake", the path of a folder of pictures, or a TFDS name
-    config.tfds_data_dir = either(None, "path")
-    config.num_workers = 0  # worker processes for decoding; 0: threads of this process
-    config.num_threads = 0  # decoding threads; 0: one a core
-    config.prefetch = 2  # batches decoded ahead
-    config.shuffle_buffer = 0  # read for Google's sake only: the order is a full shuffle of every epoch
-    config.max_unreadable = 0.01  # share of unreadable pictures at which the run stops
-    pp = config.pp = ml_collections.ConfigDict()
-    pp.train, pp.test = "train", "test"  # splits, TFDS syntax: "train[:98%]"
-    pp.crop = either(224, (224, 224))  # picture the model sees: pixels, or (height, width)
-    pp.resize = either(None, 256)  # evaluation: short side before the centre crop; None: resized to the crop
-    # "random_resized"; "random_resized_once" (one try, cut to the picture: MAE's linear probe); "simple" (pad and crop);
-    # "resize"
-    pp.train_crop = "random_resized"
-    pp.crop_area = (0.05, 1.0)  # share of the picture that a random-resized crop covers
-    pp.crop_aspect = (3 / 4, 4 / 3)
-    pp.flip = True
-    pp.randaugment = ""  # timm's names: "rand-m9-mstd0.5-inc1"
-    pp.erasing = 0.0  # probability of random erasing
-    pp.interpolation = "bilinear"
-    pp.channels = 3
-    pp.mean, pp.std = (0.5,), (0.5,)  # of pixels / 255: Google's [-1, 1]
-
-    # Model
-    config.model = model_defaults()
-    config.mae = mae_defaults()
-    config.compute_dtype = "bfloat16"  # of activations; parameters, norms, softmax and losses stay float32
-    config.attention = "xla"  # or "cudnn": fused attention on NVIDIA GPUs
-    config.remat = "none"  # "dots", "full": less memory, more time
-    config.unroll = 1  # blocks per scan step; num_layers compiles to a plain loop
-
-    # Optimiser
-    config.batch, config.batch_eval = 512, 512
-    config.accum_steps = 1  # micro-batches a step; the step equals the full batch
-    config.optim = "sgd"  # "adamw", "lars"
-    config.optim_dtype = "bfloat16"  # of the momentum
-    config.momentum = 0.9
-    config.b1, config.b2, config.adam_eps = 0.9, 0.999, 1e-8
-    config.base_lr = 0.03
-    config.lr_scaling = either(None, 256)  # lr = base_lr * batch / lr_scaling
-    config.end_lr = 0.0
-    config.decay_type = "cosine"  # or "linear", "constant", "step"
-    config.decay_boundaries, config.decay_factor = (), 0.1  # "step": shares of the progress
-    config.total_steps, config.total_epochs = either(10_000, None), either(None, 100)  # exactly one of the two
-    config.warmup_steps, config.warmup_epochs = either(500, None), either(None, 5)
-    config.grad_norm_clip = either(1.0, None)
-    config.weight_decay = 0.0  # decoupled, times the learning rate (PyTorch's AdamW)
-    config.weight_decay_rules = (("kernel$", 1.0), ("", 0.0))  # (pattern in the path, factor), first match wins
-    config.layer_decay = either(None, 0.75)
-    # Partial fine-tuning: the last blocks that train, with what comes after them; 0.5: the last MLP alone; 0: the head.
-    config.train_blocks = either(None, 0.5)
-    config.trust_coefficient = 0.001  # of "lars"
-    config.ema = either(None, 0.9999)
-
-    # Loss
-    config.loss = "softmax"  # or "sigmoid"
-    config.label_smoothing = 0.0
-    config.mixup, config.cutmix = 0.0, 0.0  # Beta parameters, 0: off
-
-    # Run
-    # Weights to start from: another run's workdir, or a file of Google's, MAE's, DeiT's, timm's or a Hugging Face
-    # folder. Resuming needs nothing but --workdir.
-    config.init_from = either(None, "workdir or file")
-    config.pretrained_dir = either(None, "folder")  # Google's way: start from <model_name>.npz in it
-    config.topology = (
-        ""  # TPU slice that the recipe was planned for (`vit-jax plan`): v5e:4x4; training takes what is there
-    )
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
-    config.eval_every = 500  # steps; 0: only at the end
-    config.progress_every = 50
-    config.checkpoint_every = 500
-    config.keep_checkpoints = 2
-    config.figures_every = 0  # steps between pictures; 0: only at the end
-    config.max_skipped_steps = 10  # non-finite steps in a row at which the run stops
-    return config.lock()
-
-
-def transformer_defaults() -> ml_collections.ConfigDict:
-    """One stack of blocks."""
-    t = ml_collections.ConfigDict()
-    t.num_layers, t.num_heads, t.mlp_dim = 12, 12, 3072
-    t.dropout_rate, t.attention_dropout_rate = 0.0, 0.0
-    t.drop_path = 0.0  # stochastic depth: linspace(0, drop_path, num_layers)
-    t.layer_scale = 0.0  # initial value; 0: none
-    return t
+    return section().lock()
 
 
 def model_defaults() -> ml_collections.ConfigDict:
     """ViT-B/16 as Google's."""
-    m = ml_collections.ConfigDict()
-    m.model_name = "ViT-B_16"
-    m.patches = ml_collections.ConfigDict({"size": either((16, 16), 16)})
-    m.resnet = ml_collections.ConfigDict()  # the hybrids' stem
-    m.resnet.num_layers = either(None, (3, 4, 9))  # units of each stage; (): its root alone; None: no stem
-    m.resnet.width_factor = 1
-    m.hidden_size = 768
-    m.transformer = transformer_defaults()
-    m.classifier = "token"  # "gap", "map", "unpooled", "token_unpooled"
-    m.cls_token = either(None, True)  # None: where the classifier needs it
-    m.dist_token = False  # DeiT's distillation token
-    m.dist_head = True  # and its own head; False: only the class token is classified
-    m.norm_after_pool = False  # True: pool first, then the norm (MAE's and BEiT's fc_norm)
-    m.head_norm = "none"  # "batch": affine-free BatchNorm before the head (linear probes)
-    m.representation_size = either(None, 768)  # tanh layer before the head
-    m.positions = "learn"  # "sincos2d" (big_vision's formula), "sincos2d_mae", "none"
-    m.positions_std = either(0.02, None)  # learned tables; None: 1/sqrt(hidden_size)
-    m.cls_position = True  # False: no row for the class token in the table (big_vision, DeiT III)
-    m.train_positions = True  # False: a sin-cos table stays constant
-    m.activation = "gelu_tanh"  # or "gelu_erf"
-    m.norm_eps = 1e-6
-    m.init = "google"  # or "mae": xavier over the fused qkv, xavier patches, class token normal(0.02)
-    m.head_std, m.head_bias = 0.0, 0.0
-    return m
-
-
-def mae_defaults() -> ml_collections.ConfigDict:
-    """The masked autoencoder's own fields, used with objective "mae"."""
-    mae = ml_collections.ConfigDict()
-    mae.num_visible = 49  # of 196 patches: the paper's 75% hidden
-    mae.mask = "random"  # "block", "grid"
-    mae.normalised_target = True  # per-patch normalised pixels
-    mae.decoder = transformer_defaults()
-    mae.decoder.hidden_size = 512
-    mae.decoder.update({"num_layers": 8, "num_heads": 16, "mlp_dim": 2048})
-    return mae
+    return section("model.")

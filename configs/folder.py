@@ -35,7 +35,7 @@ def get_config(stage_and_folder: str = "scratch,."):
     config.model.patches.size = (patch, patch)
     config.model.update({"init": "mae", "cls_token": True, "classifier": "gap", "positions": "sincos2d_mae"})
     config.pp.mean, config.pp.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    config.pp.crop, config.pp.resize = size, None if size < 64 else round(size * 256 / 224)
+    config.pp.crop, config.pp.crop_share = size, None if size < 64 else 224 / 256
     config.pp.interpolation = "bicubic"
     config.optim, config.optim_dtype = "adamw", "float32"
     config.weight_decay = 0.05
@@ -44,15 +44,13 @@ def get_config(stage_and_folder: str = "scratch,."):
     config.batch_eval = config.batch
     config.total_steps, config.warmup_steps = None, None
     config.lr_scaling = 256
-    patches = (size // patch) ** 2
-    config.mae.num_visible = patches // 4
     config.mae.decoder.update({"hidden_size": 128, "num_layers": 4, "num_heads": 4, "mlp_dim": 512})
     if stage == "pretrain":
         config.objective = "mae"
         config.model.train_positions = False
         config.pp.crop_area = (0.2, 1.0)
         config.b2, config.base_lr = 0.95, 6e-4
-        config.total_epochs, config.warmup_epochs = epochs(count, 400), epochs(count, 400) / 20
+        config.total_epochs, config.warmup_share = epochs(count, 400), 1 / 20
     else:
         config.model.update({"norm_after_pool": True, "head_std": 2e-5})
         config.model.transformer.drop_path = 0.1
@@ -60,7 +58,7 @@ def get_config(stage_and_folder: str = "scratch,."):
         config.pp.randaugment = "rand-m9-mstd0.5-inc1"
         config.mixup, config.cutmix, config.label_smoothing = 0.8, 1.0, 0.1
         config.base_lr, config.layer_decay = (1e-3, 0.75) if stage == "finetune" else (5e-4, None)
-        config.total_epochs, config.warmup_epochs = epochs(count, 100), epochs(count, 100) / 20
+        config.total_epochs, config.warmup_share = epochs(count, 100), 1 / 20
     return config
 
 

@@ -13,24 +13,23 @@ from configs import common, models
 
 # The TPU slices these were planned for (docs/performance.md): `vit-jax plan --config=mae.py:h14`.
 PLANNED = {"b16": "v5e:4x4", "l16": "v5e:8x8", "h14": "v5e:16x16"}
-VISIBLE = {"b16": 49, "l16": 49, "h14": 64}  # 25% of 196 and of 256 patches
 
 
 def get_config(name: str = "b16"):
     """One of the paper's three models."""
-    if name not in VISIBLE:
-        raise ValueError(f"Expected mae.py:{{{','.join(VISIBLE)}}}, got {name!r}.")
+    if name not in PLANNED:
+        raise ValueError(f"Expected mae.py:{{{','.join(PLANNED)}}}, got {name!r}.")
     config = common.get_config()
     config.objective = "mae"
     config.model = models.from_short_name(name)
     config.model.update({"init": "mae", "activation": "gelu_erf", "cls_token": True, "classifier": "gap"})
     config.model.update({"positions": "sincos2d_mae", "train_positions": False})
     config.model.transformer.dropout_rate = 0.0
-    config.mae.num_visible = VISIBLE[name]
+    config.mae.mask_ratio = 0.75  # 49 of 196 patches stay visible, 64 of 256
     config.dataset = "imagenet2012"
     config.pp.test = "validation"
     config.pp.mean, config.pp.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    config.pp.crop, config.pp.resize, config.pp.crop_area = 224, 256, (0.2, 1.0)
+    config.pp.crop, config.pp.crop_share, config.pp.crop_area = 224, 224 / 256, (0.2, 1.0)
     config.pp.interpolation = "bicubic"
     config.optim, config.optim_dtype, config.b1, config.b2 = "adamw", "float32", 0.9, 0.95
     config.batch, config.batch_eval = 4096, 1024
@@ -39,7 +38,7 @@ def get_config(name: str = "b16"):
     config.weight_decay_rules = (("(bias|scale)$", 0.0), ("", 1.0))  # class and mask token do decay
     config.grad_norm_clip = None
     config.total_steps, config.total_epochs = None, 800
-    config.warmup_steps, config.warmup_epochs = None, 40
+    config.warmup_steps, config.warmup_share = None, 40 / 800  # epochs
     config.eval_every, config.checkpoint_every, config.figures_every = 5000, 1000, 5000
     config.topology, config.remat = PLANNED[name], "dots"
     if name != "b16":

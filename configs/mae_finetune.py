@@ -31,6 +31,6 @@ def get_config(name: str = "b16"):
     config.batch = 1024
     config.end_lr = 1e-6
     config.weight_decay_rules = (("(bias|scale)$", 0.0), ("(^|/)(cls|positions)$", 0.0), ("", 1.0))
-    config.warmup_epochs = 5
+    config.warmup_share = 5 / config.total_epochs
     config.figures_every = 0
     return config

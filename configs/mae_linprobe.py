@@ -24,6 +24,6 @@ def get_config(name: str = "b16"):
     config.optim, config.momentum, config.weight_decay = "lars", 0.9, 0.0
     config.batch = 16384
     config.base_lr, config.lr_scaling = 0.1, 256  # 0.1 * 16384 / 256 = 6.4
-    config.total_epochs, config.warmup_epochs = 90, 10
+    config.total_epochs, config.warmup_share = 90, 10 / 90
     config.figures_every = 0
     return config

@@ -13,7 +13,7 @@ ARGUMENTS = {
     "mae_partial.py": ["b16,0.5", "l16,4"],
     "folder.py": ["scratch,{folder}", "pretrain,{folder}", "finetune,{folder}"],
 }  # fmt: skip
-NOT_RECIPES = {"__init__.py", "models.py"}
+NOT_RECIPES = {"__init__.py", "kinds.py", "models.py"}
 CASES = [(name, argument) for name, arguments in ARGUMENTS.items() for argument in arguments]
 
 

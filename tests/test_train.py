@@ -88,7 +88,7 @@ def test_an_encoder_moves_into_a_classifier(small, tmp_path):
     wide = small("finetune", init_from=str(tmp_path / "mae"), total_steps=1, warmup_steps=0)
     wide.model.hidden_size = 32
     with pytest.raises(UserError, match=r"expected .*, got .*init_from"):
-        train.run(wide, tmp_path / "wide")
+        train.run(wide, tmp_path / "wide", typed=frozenset({"model.hidden_size"}))
     assert not (tmp_path / "wide" / "config.json").exists()
 
 
@@ -181,10 +181,10 @@ def test_config_files_and_fields():
     config = configuration.load("digits.py:scratch").to_dict()
     config["bach"] = 3
     with pytest.raises(UserError, match="'batch'"):
-        configuration.check_fields(config)
+        configuration.check(config)
     del config["bach"], config["batch"]
     with pytest.raises(UserError, match="batch"):
-        configuration.check_fields(config)
+        configuration.check(config)
 
 
 # ---- other processes -------------------------------------------------------------------------------------------

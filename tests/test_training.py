@@ -13,7 +13,7 @@ from vit_jax.models.registry import build
 from vit_jax.ops.paths import flat_params
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
-from vit_jax.training.schedules import in_steps, make_schedule
+from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
 
 
@@ -91,12 +91,6 @@ def test_step_schedule_and_errors():
     config.decay_type = "cosine"
     with pytest.raises(UserError, match="warmup_steps"):
         make_schedule(config, 10, 20)
-    assert in_steps(config, "total", 12.5) == 10_000
-    config.total_steps, config.total_epochs = None, 4
-    assert in_steps(config, "total", 12.5) == 50
-    config.total_steps = 7
-    with pytest.raises(UserError, match="exactly one"):
-        in_steps(config, "total", 12.5)
 
 
 def test_mae_schedule_is_the_reference_one():

@@ -59,7 +59,10 @@ def create(
             else:
                 config.model[field] = value
         config.pp.crop, config.pp.channels = image_size, channels
-        config.compute_dtype = compute_dtype
+        config.compute_dtype, config.seed = compute_dtype, seed
+        configuration.check(config)
+        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+            raise UserError(f"Expected num_classes from 1, or None for no head, got {num_classes}.")
         model = build(config, num_classes, seed)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{name} could not be made: {error}") from error

@@ -9,11 +9,12 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
 
-from vit_jax.contracts import Config, UserError
+from vit_jax.contracts import Config, UserError, first_line
 
 # Fields that may differ between the runs that share a workdir: they change where and how, never the result.
 FREE_FIELDS = (
@@ -52,26 +53,73 @@ def resolve(spec: str) -> str:
 
 
 def load(spec: str) -> ml_collections.ConfigDict:
-    """The configuration of a file and its argument, checked for unknown fields."""
-    use_recipes()
-    path, _, argument = resolve(spec).partition(":")
-    loader = importlib.util.spec_from_file_location("config_file", path)
-    assert loader is not None
-    assert loader.loader is not None
-    module = importlib.util.module_from_spec(loader)
-    loader.loader.exec_module(module)
+    """The configuration of a file and its argument, every field checked.
+
+    Raises:
+      UserError: no such file or argument, a file that is no configuration, an unknown field, a value out of its range.
+    """
+    module, argument = _module(spec), resolve(spec).partition(":")[2]
+    if not hasattr(module, "get_config"):
+        raise UserError(f"Expected a function get_config in {spec}, it has none: return the configuration from it.")
     try:
         config = module.get_config(argument) if argument else module.get_config()
-    except (ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"The config {spec} could not be made: {error}") from error
-    check_fields(config)
+    except Exception as error:
+        raise UserError(f"The config {spec} could not be made: {_said(error)}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"Expected get_config of {spec} to return a ConfigDict, got {type(config).__name__}.")
+    derive(spec, config, frozenset())
+    check(config)
     return config
+
+
+def derive(spec: str, config: ml_collections.ConfigDict, typed: frozenset[str]) -> None:
+    """Let the file of `spec` settle fields that hang on others (its `derive(config, typed)`, where it has one).
+
+    Called again after a command line changed fields; those in `typed` were set by hand and are left alone.
+    """
+    settle = getattr(_module(spec), "derive", None)
+    if settle is None:
+        return
+    try:
+        settle(config, typed)
+    except Exception as error:
+        raise UserError(f"The config {spec} could not be made: {_said(error)}") from error
+
+
+def _module(spec: str) -> ModuleType:
+    """The file of `spec`, executed."""
+    use_recipes()
+    path = resolve(spec).partition(":")[0]
+    loader = importlib.util.spec_from_file_location("config_file", path)
+    if loader is None or loader.loader is None:
+        raise UserError(f"Expected a Python file, got {path}: give a file that ends in .py.")
+    module = importlib.util.module_from_spec(loader)
+    try:
+        loader.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"The config file {path} cannot be read: {_said(error)}") from error
+    return module
+
+
+def _said(error: BaseException) -> str:
+    """Of an error in a config file: the words of ours, and of others the kind as well."""
+    ours = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
+    return first_line(error) if ours else f"{type(error).__name__}: {first_line(error)}"
 
 
 def default_fields() -> ml_collections.ConfigDict:
     """configs/common.py: every field there is."""
+    return _table().get_config()
+
+
+def fields() -> dict[str, Any]:
+    """The table of configs/common.py: name -> Field(default, kind, meaning)."""
+    return _table().FIELDS
+
+
+def _table() -> ModuleType:
     use_recipes()
-    return importlib.import_module("configs.common").get_config()
+    return importlib.import_module("configs.common")
 
 
 def model_config(name: str) -> ml_collections.ConfigDict:
@@ -90,16 +138,45 @@ def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def check_fields(config: Config) -> None:
-    """Raise `UserError` for a field that configs/common.py does not have, naming the nearest one, or that is missing."""
-    known, given = dict(flatten(default_fields())), dict(flatten(config))
-    for field in given:
-        if field not in known:
-            near = difflib.get_close_matches(field, known, n=1, cutoff=0.0)
-            raise UserError(f"Expected a known config field, got {field!r}: did you mean {near[0]!r}?")
-    missing = sorted(set(known) - set(given))
+def known(field: str) -> Any:
+    """The row of the table; raises `UserError` for a field that is not in it, naming the nearest one."""
+    table = fields()
+    if field not in table:
+        near = difflib.get_close_matches(field, table, n=1, cutoff=0.0)
+        raise UserError(f"Expected a known config field, got {field!r}: did you mean {near[0]!r}?")
+    return table[field]
+
+
+def check(config: Config) -> None:
+    """Raise `UserError` for a field that configs/common.py does not have, that is missing, or that holds no such value."""
+    given = dict(flatten(config))
+    for field, value in given.items():
+        if not (kind := known(field).kind).holds(value):
+            raise UserError(f"Expected config.{field} to be {kind.words}, got {shown(value)}.")
+    missing = sorted(set(fields()) - set(given))
     if missing:
         raise UserError(f"Expected the config fields {missing}, they are missing: start from configs/common.py.")
+
+
+def odd(config: Config) -> list[str]:
+    """A sentence for every value that is possible but seldom meant."""
+    return [
+        f"config.{field} is {shown(value)}: possible, but seldom meant ({known(field).meaning})"
+        for field, value in flatten(config)
+        if not known(field).kind.usual(value)
+    ]
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence: as Python writes it, cut where it is long."""
+    written = repr(value)
+    return written if len(written) <= 60 else f"{written[:57]}..."
+
+
+def described(config: Config) -> list[str]:
+    """The table for people: a line a field, its value in `config`, what it may hold, what it means."""
+    given = dict(flatten(config))
+    return [f"{name} = {shown(given[name])}    {row.meaning} [{row.kind.words}]" for name, row in fields().items()]
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -5,58 +5,40 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from absl import app, flags
-from ml_collections import config_flags
-
-from vit_jax import configuration
+from vit_jax import command_line, configuration
+from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.contracts import UserError
-
-FLAGS = flags.FLAGS
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its argument.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and figures.")
-# Of several processes; TPU slices, Slurm, Open MPI and JAX's own variables need none of them.
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
 
 
 def _train(argv: list[str]) -> None:
+    parser = Parser(prog=argv[0], allow_abbrev=False)
+    parser.add_argument("--workdir", type=filled)
+    parser.add_argument("--fields", action="store_true")
+    # Of several processes; TPU slices, Slurm, Open MPI and JAX's own variables need none of them.
+    parser.add_argument("--coordinator", type=filled)
+    parser.add_argument("--num_processes", type=whole(1))
+    parser.add_argument("--process_id", type=whole(0))
+    spec, settings, rest = command_line.split(argv[1:])
+    args = parser.parse_args(rest)
+    given = command_line.configured(spec, settings)
+    if args.fields:
+        print("\n".join(configuration.described(given.config)))
+        return
+    if not args.workdir:
+        raise UserError("Expected --workdir=DIR, it is missing: for example --workdir=runs/try.")
+
     from vit_jax import processes
     from vit_jax.commands.run_figures import draw_run
     from vit_jax.train import run
 
-    if len(argv) > 1:
-        raise UserError(f"Expected only --flags, got {argv[1:]}: write --config.field=value.")
-    processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    run(_CONFIG.value, Path(str(_WORKDIR.value)), draw=draw_run)
-
-
-def with_resolved_config(argv: list[str]) -> list[str]:
-    """--config=mae.py:b16 -> --config=<the recipes' folder>/mae.py:b16. Both flags must be there."""
-    given = {arg.lstrip("-").split("=", 1)[0] for arg in argv[1:] if arg.startswith("-")}
-    for flag in ("workdir", "config"):
-        if flag not in given:
-            raise UserError(f"Expected --{flag}=..., it is missing: --workdir=runs/try --config=digits.py:scratch.")
-    resolved, take_next = [], False
-    for arg in argv:
-        name, equals, value = arg.partition("=")
-        if take_next:
-            arg, take_next = configuration.resolve(arg), False
-        elif name in ("--config", "-config"):
-            if equals:
-                arg = f"--config={configuration.resolve(value)}"
-            else:
-                take_next = True
-        resolved.append(arg)
-    return resolved
+    processes.join(args.coordinator, args.num_processes, args.process_id)
+    run(given.config, Path(args.workdir), draw=draw_run, typed=given.typed)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0; 2 with one sentence for a user's mistake."""
-    configuration.use_recipes()
     try:
-        argv = with_resolved_config(list(sys.argv if argv is None else argv))
-        app.run(_train, argv=argv, flags_parser=_parse)
+        _train(list(sys.argv if argv is None else argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -69,16 +51,6 @@ def main(argv: list[str] | None = None) -> int:
         print("\ninterrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
-
-
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        return FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError) as error:
-        words = str(error)
-        if "Traceback" in words:  # config_flags hands on a whole one; its last line is what was meant
-            words = words.strip().splitlines()[-1]
-        raise UserError(f"The command line does not fit the config: {' '.join(words.split())}") from error
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from vit_jax import configuration, processes, sharding
+from vit_jax import configuration, derived, processes, sharding
+from vit_jax.beginning import begin, with_weights
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.decoding import check_channels
 from vit_jax.data.loader import eval_batches, train_batches
@@ -26,16 +27,13 @@ from vit_jax.data.sources import Source, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
-from vit_jax.models.registry import count_params, pair
-from vit_jax.ops.paths import flat_params, path_name
+from vit_jax.models.registry import count_params, pair, vit_config
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
-from vit_jax.training.schedules import in_steps, make_schedule
+from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import Program, State, make_program
 from vit_jax.training.tracker import Tracker, Window
-from vit_jax.training.transfer import transfer
-from vit_jax.weights import open_weights
 
 # Steps handed to the device beyond the one it works on. Without a bound the host runs ahead to the next log line, and a
 # signal to stop is only heard once all of that is computed.
@@ -51,22 +49,23 @@ class Result(NamedTuple):
     stopped: bool
 
 
-def run(config: Config, workdir: str | Path, draw: Draw | None = None) -> Result:
+def run(config: Config, workdir: str | Path, draw: Draw | None = None, typed: frozenset[str] = frozenset()) -> Result:
     """Train as `config` says; continue where `workdir` left off.
 
     Args:
       config: every field of configs/common.py.
       workdir: folder of checkpoints, metrics and figures; made if missing.
       draw: called with (workdir, config, model, an evaluation batch) at `figures_every` and at the end.
+      typed: fields that the user set by hand, which the weights of `init_from` do not decide.
 
     Raises:
       UserError: bad data or settings, a workdir of another configuration, a full disk, or a loss that stays non-finite.
       KeyboardInterrupt: after Ctrl-C, with the last step saved.
     """
-    configuration.check_fields(config)
+    configuration.check(config)
     with contextlib.closing(processes.Stop()) as stop:
         with processes.together():
-            held = prepare(config, Path(workdir), draw, stop)
+            held = prepare(config, Path(workdir), draw, stop, typed)
         with contextlib.closing(held), processes.together():
             loop(held)
             metrics = finish(held)
@@ -147,8 +146,14 @@ class Run:
         self.checkpoints.close()
 
 
-def prepare(config: Config, workdir: Path, draw: Draw | None, stop: processes.Stop) -> Run:
+def prepare(
+    config: Config, workdir: Path, draw: Draw | None, stop: processes.Stop, typed: frozenset[str] = frozenset()
+) -> Run:
     """Everything before the first step, in the order in which it can fail; nothing is written before it all fits."""
+    # The configuration: given weights bring the fields of their encoder
+    notes = configuration.odd(config)
+    config, weights = with_weights(config, workdir, typed, notes)
+
     # Devices
     use_compilation_cache()
     mesh = make_mesh(config)
@@ -164,11 +169,11 @@ def prepare(config: Config, workdir: Path, draw: Draw | None, stop: processes.St
         processes.check_same(f"the number of pictures of {pictures.name}", len(pictures), "give each the same data")
     num_classes = None if config["objective"] == "mae" else len(source.class_names or ())
     steps_per_epoch = len(source) / config["batch"]
-    total_steps = in_steps(config, "total", steps_per_epoch)
+    total_steps = derived.total_steps(config, steps_per_epoch)
 
     # Model and optimiser
     objective = make_objective(config, num_classes)
-    schedule = make_schedule(config, total_steps, in_steps(config, "warmup", steps_per_epoch))
+    schedule = make_schedule(config, total_steps, derived.warmup_steps(config, steps_per_epoch))
     try:
         program = make_program(config, objective, schedule, num_classes, mesh)
     except ValueError as error:
@@ -178,7 +183,7 @@ def prepare(config: Config, workdir: Path, draw: Draw | None, stop: processes.St
     # Where we begin: 1 this workdir's own last checkpoint, 2 given weights, ours or converted, 3 from scratch
     processes.make_shared_folder(workdir)
     checkpoints = Checkpoints(workdir, keep=config["keep_checkpoints"])
-    state, note = begin(config, program, checkpoints)
+    state, note = begin(config, program, checkpoints, weights)
     step = int(state.step)
     _write_once(workdir, config, program)
     tracker = Tracker(workdir, step=step, total_steps=total_steps, writes=jax.process_index() == 0)
@@ -186,6 +191,9 @@ def prepare(config: Config, workdir: Path, draw: Draw | None, stop: processes.St
         f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
         f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"
     )
+    notes += derived.in_words(config, vit_config(config, None).num_patches, steps_per_epoch)
+    for line in notes:
+        tracker.say(f"  {line}")
     metadata = _metadata(config, source, num_classes)
     return Run(config, workdir, draw, stop, mesh, source, test, preprocess, num_classes, total_steps, program,
                eval_step, checkpoints, metadata, tracker, state, step)  # fmt: skip
@@ -243,38 +251,6 @@ def finish(run: Run) -> dict[str, float]:
     elif run.step < run.total_steps:
         run.tracker.say(f"stopped at step {run.step}, saved; the same command continues")
     return metrics or {}
-
-
-def begin(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[State, str]:
-    """The first state of this run, and a sentence that says where it came from."""
-    own = checkpoints.latest()
-    if own is not None:
-        stored, _ = checkpoints.read(own)
-        configuration.check_same(config, stored, str(checkpoints.folder.parent))
-        return checkpoints.restore(own, program.abstract, program.layout), f"continuing at step {own}"
-    state = program.init(np.int32(config["seed"]))
-    if given := _given_weights(config):
-        theirs, where = open_weights(given)
-        shapes = {path: leaf.shape for path, leaf in flat_params(state.params).items()}
-        moved = transfer(theirs.params, theirs.config, shapes, config, theirs.resampling)
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: (
-                sharding.put_everywhere(moved.params[path_name(path)], leaf.sharding)
-                if path_name(path) in moved.params
-                else leaf
-            ),
-            state.params,
-        )
-        ema = state.ema if state.ema is None else jax.tree.map(lambda leaf: leaf.copy(), params)
-        return state._replace(params=params, ema=ema), f"from {given} step {where}: {moved.summary()}"
-    return state, "from scratch"
-
-
-def _given_weights(config: Config) -> str | None:
-    """`init_from`, or Google's way: the published file of the model's name in `pretrained_dir`."""
-    if config["init_from"] or not config["pretrained_dir"]:
-        return config["init_from"]
-    return str(Path(config["pretrained_dir"]) / f"{config['model']['model_name']}.npz")
 
 
 def _open(config: Config, split: str) -> Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -12,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import configuration, sharding
-from vit_jax.contracts import Batch, Config, UserError
+from vit_jax import sharding
+from vit_jax.commands.arguments import Parser, add_config, parse_with_config, whole
+from vit_jax.contracts import Batch, Config
 from vit_jax.data.loader import train_batches, useful_threads
 from vit_jax.data.sources import open_source
 from vit_jax.data.transforms import Preprocess
@@ -27,40 +27,19 @@ from vit_jax.training.step import make_program
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vit-jax bench", description=__doc__)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="e.g. --set batch=16 unroll=12")
-    parser.add_argument("--num-classes", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=10)
+    parser = Parser(prog="vit-jax bench", description=__doc__)
+    add_config(parser)
+    parser.add_argument("--num-classes", type=whole(1, 10_000_000), default=1000)
+    parser.add_argument("--steps", type=whole(1, 1_000_000), default=10)
     parser.add_argument("--data", action="store_true", help="time the input pipeline instead, on config.dataset")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    config = configuration.load(args.config)
-    override(config, args.set)
+    args, config = parse_with_config(parser, argv)
     found = bench_data(config, args.steps) if args.data else bench_step(config, args.num_classes, args.steps)
     if args.json:
         print(json.dumps(found))
     else:
         print("\n".join(f"{name:28s} {value}" for name, value in found.items()))
     return 0
-
-
-def override(config: Any, assignments: list[str]) -> None:
-    """Set FIELD=VALUE pairs, values read as Python literals where they are such."""
-    import ast
-
-    for assignment in assignments:
-        field, equals, text = assignment.partition("=")
-        try:
-            value: Any = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        try:
-            config.update_from_flattened_dict({field: value})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"Expected --set FIELD=VALUE of a known field, got {assignment!r}: {error}") from error
-        if not equals:
-            raise UserError(f"Expected --set FIELD=VALUE, got {assignment!r}.")
 
 
 def bench_step(config: Config, num_classes: int, steps: int) -> dict[str, Any]:

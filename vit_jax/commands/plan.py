@@ -13,30 +13,27 @@ import os
 import sys
 from typing import Any
 
-from vit_jax import configuration
-from vit_jax.commands.bench import override
+from vit_jax.commands.arguments import Parser, add_config, parse_with_config, whole
 from vit_jax.contracts import UserError
 
 IMAGENET = 1_281_167
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vit-jax plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True)
+    parser = Parser(prog="vit-jax plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config(parser)
     parser.add_argument("--topology", help="TPU slice: v4:2x2x4, v5e:16x16, v5p:4x4x8, v6e:8x8 (default: the recipe's)")
     parser.add_argument("--local", action="store_true", help="this machine's devices instead of a slice")
     parser.add_argument("--mesh", default="", metavar="data=..,fsdp=..,tensor=..", help="-1: the rest")
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="e.g. --set batch=4096 remat=full")
-    parser.add_argument("--num-classes", type=int, default=1000)
-    parser.add_argument("--examples", type=int, default=IMAGENET, help="training pictures, for schedules in epochs")
+    parser.add_argument("--num-classes", type=whole(1, 10_000_000), default=1000)
+    parser.add_argument(
+        "--examples", type=whole(1), default=IMAGENET, help="training pictures, for schedules in epochs"
+    )
     parser.add_argument("--search", action="store_true", help="try the sensible meshes and rank them")
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    config = configuration.load(args.config)
-    override(config, [*args.set, *(f"mesh.{part}" for part in args.mesh.split(",") if part)])
-    configuration.check_fields(config)
+    args, config = parse_with_config(
+        parser, argv, lambda args: [f"mesh.{part}" for part in args.mesh.split(",") if part]
+    )
     topology = args.topology or (config["topology"] if not args.local else "")
     if topology:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the slice is not here, and a TPU that is stays free

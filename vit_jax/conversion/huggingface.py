@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax import derived
 from vit_jax.contracts import Config, UserError
 from vit_jax.conversion.describe import IMAGENET, Description, blocks_of
 from vit_jax.conversion.files import Archive
@@ -248,7 +249,7 @@ def preprocessing_for(config: Config) -> dict[str, Any]:
         "image_std": list(pp["std"]) * (channels if len(pp["std"]) == 1 else 1),
         "size": {"height": size, "width": size},
     }
-    if pp["resize"]:
-        told |= {"do_center_crop": True, "size": {"shortest_edge": pp["resize"]}}
+    if resize := derived.resize(pp):
+        told |= {"do_center_crop": True, "size": {"shortest_edge": resize}}
         told["crop_size"] = {"height": size, "width": size}
     return told

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from vit_jax import derived
 from vit_jax.contracts import Config, Record, UserError
 from vit_jax.data.augment import RandAugment, erase
 from vit_jax.data.decoding import decode, open_picture
@@ -55,7 +56,7 @@ class Preprocess:
         fill = tuple(round(255 * value) for value in np.broadcast_to(pp["mean"], (pp["channels"],)))
         return cls(
             crop=crop,
-            resize=pp["resize"],
+            resize=derived.resize(pp),
             train_crop=pp["train_crop"],
             crop_area=tuple(pp["crop_area"]),
             crop_aspect=tuple(pp["crop_aspect"]),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vit_jax import derived
 from vit_jax.contracts import Config, UserError
 from vit_jax.models.layers import TransformerConfig
 from vit_jax.models.mae import MAE, MAEConfig
@@ -99,11 +100,11 @@ def vit_config(config: Config, num_classes: int | None) -> ViTConfig:
 
 def mae_config(config: Config) -> MAEConfig:
     """The masked autoencoder that a configuration describes."""
-    mae = config["mae"]
+    mae, encoder = config["mae"], vit_config(config, num_classes=None)
     return MAEConfig(
-        encoder=vit_config(config, num_classes=None),
+        encoder=encoder,
         decoder=_transformer(config, mae["decoder"], mae["decoder"]["hidden_size"]),
-        num_visible=mae["num_visible"],
+        num_visible=derived.num_visible(mae, encoder.num_patches),
         mask=mae["mask"],
         normalised_target=mae["normalised_target"],
     )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import sharding
+from vit_jax import derived, sharding
 from vit_jax.contracts import Batch, Config, first_line
 from vit_jax.devices import make_mesh
 from vit_jax.models.registry import count_params, pair
@@ -19,7 +19,7 @@ from vit_jax.planning.chips import Chip, chip_of, memory_of
 from vit_jax.planning.hlo import KINDS, Program
 from vit_jax.training.flops import count_flops
 from vit_jax.training.objectives import make_objective
-from vit_jax.training.schedules import in_steps, make_schedule
+from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import SEED, make_program
 
 GIB = 2**30
@@ -153,7 +153,7 @@ def _out_of_memory(error: BaseException) -> str:
 
 def schedule(plan: Plan, config: Config, examples: int) -> dict[str, Any]:
     """Steps, hours and device-hours of the config's whole schedule at the roofline's speed."""
-    steps = in_steps(config, "total", examples / config["batch"])
+    steps = derived.total_steps(config, examples / config["batch"])
     if plan.step_seconds is None:
         return {"steps": steps}
     hours = steps * plan.step_seconds / 3600

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from vit_jax import derived
 from vit_jax.contracts import Config, UserError
 from vit_jax.models.mae import MAE
 from vit_jax.models.registry import pair
@@ -69,11 +70,12 @@ def masked_autoencoding(config: Config) -> Objective:
     pp, mae = config["pp"], config["mae"]
     patch_size = pair(config["model"]["patches"]["size"])
     grid = grid_of(pair(pp["crop"]), patch_size)
+    visible = derived.num_visible(mae, grid[0] * grid[1])
 
     def prepare(batch: Any, key: Key[Array, ""], train: bool) -> Inputs:
         images = normalise(batch.image, pp["mean"], pp["std"])
         keys = fold(jax.random.split(key, images.shape[0]), 1)
-        mask = make_mask(mae["mask"], keys, grid, mae["num_visible"])
+        mask = make_mask(mae["mask"], keys, grid, visible)
         return {"images": images, "mask": mask, "weight": batch.weight}
 
     def losses(model: MAE, inputs: Inputs, keys: Key[Array, " b"] | None, train: bool) -> tuple[Mean, Means]:

@@ -62,13 +62,3 @@ def peak_lr(config: Config) -> float:
     """`base_lr`, times batch / lr_scaling where the recipe scales it (lr_scaling 256 in MAE; None: as it is)."""
     scale = config["lr_scaling"]
     return config["base_lr"] * (config["batch"] / scale if scale else 1.0)
-
-
-def in_steps(config: Config, name: str, steps_per_epoch: float) -> int:
-    """A duration given as exactly one of `{name}_steps` and `{name}_epochs`, in optimiser steps."""
-    steps, epochs = config[f"{name}_steps"], config[f"{name}_epochs"]
-    if (steps is None) == (epochs is None):
-        raise UserError(
-            f"Expected exactly one of {name}_steps and {name}_epochs, got {steps} and {epochs}: set the other to None."
-        )
-    return int(steps) if steps is not None else round(epochs * steps_per_epoch)

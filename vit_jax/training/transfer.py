@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,13 @@ from vit_jax.ops.positions import Resampling, resample_table
 
 # What a new task brings itself. Sin-cos positions come from their formula where the source kept none.
 FRESH = r"^(head_out/|head_dist/|head_norm/|pre_logits/|positions$|decoder|mask_token$|predict/)"
+# What decides an encoder's parameters and what it computes from a picture; it comes with the weights.
+ENCODER = (
+    "model.patches.size", "model.resnet.num_layers", "model.resnet.width_factor", "model.hidden_size",
+    "model.transformer.num_layers", "model.transformer.num_heads", "model.transformer.mlp_dim",
+    "model.transformer.layer_scale", "model.positions", "model.cls_position", "model.activation", "model.norm_eps",
+    "pp.channels", "pp.mean", "pp.std",
+)  # fmt: skip
 
 
 class Transfer(NamedTuple):
@@ -23,11 +31,61 @@ class Transfer(NamedTuple):
     fresh: list[str]
     unused: list[str]
 
+    used: frozenset[str]
+
     def summary(self) -> str:
         return (
             f"{len(self.params)} parameters taken over; fresh: {', '.join(self.fresh) or 'none'}; "
-            f"not used: {', '.join(sorted({name.split('/')[0] for name in self.unused})) or 'none'}"
+            f"of the source not used: {', '.join(self._left_over()) or 'none'}"
         )
+
+    def _left_over(self) -> list[str]:
+        """Unused parameters by path, a part of the source of which nothing was used by the name of that part alone."""
+        found: dict[str, None] = {}
+        for path in self.unused:
+            steps = path.split("/")
+            parts = ["/".join(steps[:end]) for end in range(1, len(steps) + 1)]
+            whole = next(part for part in parts if not any(f"{name}/".startswith(f"{part}/") for name in self.used))
+            found[whole] = None
+        return list(found)
+
+
+def adopted(config: Config, source: Config, typed: frozenset[str]) -> tuple[Config, dict[str, Any]]:
+    """`config` with the encoder's fields of `source`, and which of them changed it.
+
+    Fields in `typed` were set by hand and stay. A picture size belongs to its patches: where these change, it comes along.
+    """
+    theirs = {field: _settled(field, source) for field in ENCODER}
+    if not config["model"]["classifier"].startswith("token"):
+        theirs["model.cls_token"] = _settled("model.cls_token", source)
+    patches = "model.patches.size"
+    if patches not in typed and theirs[patches] != _settled(patches, config):
+        theirs["pp.crop"] = _settled("pp.crop", source)
+    changed = {
+        field: value for field, value in theirs.items() if field not in typed and value != _settled(field, config)
+    }
+    made: Any = copy.deepcopy(config)
+    for field, value in changed.items():
+        section, _, last = field.rpartition(".")
+        _get(made, section)[last] = (value,) if field in ("pp.mean", "pp.std") and isinstance(value, float) else value
+    return made, changed
+
+
+def _get(config: Config, field: str) -> Any:
+    for name in field.split(".") if field else ():
+        config = config[name]
+    return config
+
+
+def _settled(field: str, config: Config) -> Any:
+    """A field's value in one spelling: 16 for (16, 16), one mean where every channel has it, True for a needed token."""
+    value = _get(config, field)
+    if field == "model.cls_token" and value is None:
+        return config["model"]["classifier"].startswith("token")
+    if not isinstance(value, list | tuple):
+        return value
+    alike = field != "model.resnet.num_layers" and len(set(value)) == 1
+    return value[0] if alike else tuple(value)
 
 
 def transfer(
@@ -71,7 +129,7 @@ def transfer(
             f"Expected init_from to hold the encoder of this model, these do not match: {', '.join(wrong[:8])} "
             f"({len(wrong)} in all): use the same model fields, or another init_from."
         )
-    return Transfer(params, fresh, sorted(set(source) - used))
+    return Transfer(params, fresh, sorted(set(source) - used), frozenset(used))
 
 
 def _pooled_norm(config: Config) -> bool:

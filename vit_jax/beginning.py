@@ -1,0 +1,85 @@
+"""Where a run begins: at its own last checkpoint, with given weights, or from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vit_jax import configuration, sharding
+from vit_jax.contracts import Config
+from vit_jax.ops.paths import flat_params, path_name
+from vit_jax.training.checkpoints import FOLDER, Checkpoints
+from vit_jax.training.step import Program, State
+from vit_jax.training.transfer import adopted, transfer
+from vit_jax.weights import Weights, open_weights
+
+
+def begin(
+    config: Config, program: Program, checkpoints: Checkpoints, weights: tuple[Weights, int] | None
+) -> tuple[State, str]:
+    """The first state of this run, and a sentence that says where it came from."""
+    own = checkpoints.latest()
+    if own is not None:
+        stored, _ = checkpoints.read(own)
+        configuration.check_same(config, stored, str(checkpoints.folder.parent))
+        return checkpoints.restore(own, program.abstract, program.layout), f"continuing at step {own}"
+    state = program.init(np.int32(config["seed"]))
+    if weights is not None:
+        theirs, where = weights
+        shapes = {path: leaf.shape for path, leaf in flat_params(state.params).items()}
+        moved = transfer(theirs.params, theirs.config, shapes, config, theirs.resampling)
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: (
+                sharding.put_everywhere(moved.params[path_name(path)], leaf.sharding)
+                if path_name(path) in moved.params
+                else leaf
+            ),
+            state.params,
+        )
+        ema = state.ema if state.ema is None else jax.tree.map(lambda leaf: leaf.copy(), params)
+        return state._replace(params=params, ema=ema), f"from {_given_weights(config)} step {where}: {moved.summary()}"
+    return state, "from scratch"
+
+
+def with_weights(
+    config: Config, workdir: Path, typed: frozenset[str], notes: list[str]
+) -> tuple[Config, tuple[Weights, int] | None]:
+    """`config` with the fields that given weights bring, and the weights where this run begins with them.
+
+    A run that goes on has its own checkpoint, which keeps what was brought when it began.
+    """
+    given = _given_weights(config)
+    if not given:
+        if config["objective"] == "classify" and (config["layer_decay"] or config["train_blocks"] is not None):
+            notes.append(
+                "NOTE: this recipe is for fine-tuning, but no weights are given: training starts from scratch. "
+                "Set config.init_from to a workdir or a file of weights."
+            )
+        return config, None
+    begun, weights = _begun(workdir), None
+    if begun is None:
+        weights = open_weights(given)
+        begun = weights[0].config
+    config, brought = adopted(config, begun, typed)
+    notes += [f"{field} {configuration.shown(value)} comes with {given}" for field, value in brought.items()]
+    return config, weights
+
+
+def _begun(workdir: Path) -> Config | None:
+    """The configuration in this workdir's own last checkpoint."""
+    if not (workdir / FOLDER).is_dir():
+        return None
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.latest()
+    stored = None if step is None else configuration.completed(checkpoints.read(step)[0])
+    checkpoints.close()
+    return stored
+
+
+def _given_weights(config: Config) -> str | None:
+    """`init_from`, or Google's way: the published file of the model's name in `pretrained_dir`."""
+    if config["init_from"] or not config["pretrained_dir"]:
+        return config["init_from"]
+    return str(Path(config["pretrained_dir"]) / f"{config['model']['model_name']}.npz")

@@ -1,0 +1,115 @@
+"""`--config=FILE:ARG --config.field=value ...` read into a checked configuration, the same way by every command.
+
+Written as ml_collections' config_flags has it: `--config.batch 256`, `--config.pp.flip` and `--noconfig.pp.flip`, tuples and
+None as Python writes them. Read by the kinds of configs/common.py, so that what does not fit is refused in their words.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from vit_jax import configuration
+from vit_jax.contracts import UserError
+
+# A field set by hand empties others that say the same thing in another way, unless they are set by hand, too.
+OVERRULES = {
+    "total_steps": ("total_epochs",), "total_epochs": ("total_steps",), "warmup_steps": ("warmup_epochs",),
+    "warmup_epochs": ("warmup_steps",), "warmup_share": ("warmup_steps", "warmup_epochs"),
+    "pp.crop_share": ("pp.resize",), "mae.mask_ratio": ("mae.num_visible",),
+}  # fmt: skip
+WORD = re.compile(r"--?(?P<no>no)?config(?:\.(?P<field>[^=]*))?(?P<value>=.*)?", re.DOTALL)
+
+
+class Given(NamedTuple):
+    """A configuration, and the fields in it that were set by hand: nothing else decides them."""
+
+    config: ml_collections.ConfigDict
+    typed: frozenset[str]
+
+
+def configured(spec: str, settings: Sequence[tuple[str, str]]) -> Given:
+    """The configuration FILE:ARG with (field, text) set in it, derived and checked.
+
+    Raises:
+      UserError: an unknown field (with the nearest known one), or a value out of its range.
+    """
+    config = configuration.load(spec)
+    for field, text in settings:
+        config.update_from_flattened_dict({field: value_of(field, text)})
+    typed = frozenset(field for field, _ in settings)
+    for field in typed:
+        for other in OVERRULES.get(field, ()):
+            if other not in typed:
+                config.update_from_flattened_dict({other: None})
+    configuration.derive(spec, config, typed)
+    configuration.check(config)
+    return Given(config, typed)
+
+
+def value_of(field: str, text: str) -> Any:
+    """What `text` means for a field. Raises `UserError` for an unknown field and for what its kind does not hold."""
+    kind = configuration.known(field).kind
+    value: Any = text
+    if kind.type is bool:
+        value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    elif kind.type is not str:
+        try:
+            literal = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            literal = text
+        if kind.type is tuple and isinstance(literal, int | float | str):
+            literal = (literal,)
+        # A path may look like a number.
+        value = literal if kind.holds(literal) or not kind.holds(text) else text
+    if not kind.holds(value):
+        raise UserError(f"Expected config.{field} to be {kind.words}, got {configuration.shown(value)}.")
+    return float(value) if kind.type is float else value
+
+
+def assignment(word: str) -> tuple[str, str]:
+    """FIELD=VALUE, as `--set` takes it."""
+    field, equals, text = word.partition("=")
+    if not equals:
+        raise UserError(f"Expected FIELD=VALUE, got {word!r}: for example batch=16.")
+    configuration.known(field)
+    return field, text
+
+
+def split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]], list[str]]:
+    """(FILE:ARG, [(field, text)], the words that are not about the configuration).
+
+    Raises:
+      UserError: no --config or several, an unknown field, a field without a value.
+    """
+    specs: list[str] = []
+    settings: list[tuple[str, str]] = []
+    rest: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        match = WORD.fullmatch(word)
+        if match is None:
+            rest.append(word)
+            continue
+        field, value = match["field"], match["value"]
+        if value is not None:
+            text = value[1:]
+        elif field is not None and configuration.known(field).kind.type is bool:
+            text = "False" if match["no"] else "True"
+        elif words and not words[0].startswith("--"):
+            text = words.pop(0)
+        else:
+            raise UserError(f"Expected a value after {word}, got none: write {word}=VALUE.")
+        if field is None:
+            specs.append(text)
+        else:
+            settings.append((field, text))
+    if len(specs) != 1 or not specs[0]:
+        got = "it is missing" if not any(specs) else f"got {len(specs)}"
+        raise UserError(f"Expected --config=FILE:ARG once, {got}: for example --config=digits.py:scratch.")
+    return specs[0], settings, rest
