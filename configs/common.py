@@ -23,6 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Data
     config.dataset = "digits"  # "digits", "fake", the path of a folder of pictures, or a TFDS name
     config.tfds_data_dir = either(None, "path")
+    config.tfds_manual_dir = either(None, "path")  # Google's: for `tfds build --manual_dir`; nothing is done with it
     config.num_workers = 0  # worker processes for decoding; 0: threads of this process
     config.num_threads = 0  # decoding threads; 0: one a core
     config.prefetch = 2  # batches decoded ahead
@@ -84,7 +85,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Weights to start from: another run's workdir, or a file of Google's, MAE's, DeiT's, timm's or a Hugging Face
     # folder. Resuming needs nothing but --workdir.
     config.init_from = either(None, "workdir or file")
-    config.pretrained_dir = either(None, "folder")  # Google's way: start from <model_name>.npz in it
+    config.pretrained_dir = either(None, "folder")  # Google's way: start from <model.model_name>.npz in it
+    config.model_or_filename = either(None, "R_Ti_16")  # from this file in it, or from AugReg's best of this model
+    config.trainer = "train"  # Google's: "inference_time" is not here
     config.topology = (
         ""  # TPU slice that the recipe was planned for (`vit-jax plan`): v5e:4x4; training takes what is there
     )

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from vit_jax import configuration
-from vit_jax.contracts import UserError
+from vit_jax.contracts import Config, UserError
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its argument.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics and figures.")
+_FIELDS = flags.DEFINE_boolean("fields", False, "List the fields of --config and stop.")
 # Of several processes; TPU slices, Slurm, Open MPI and JAX's own variables need none of them.
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
+
+HELP_FLAGS = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
+HELP = """usage: {program} --workdir=DIR --config=FILE[:ARG] [--config.FIELD=VALUE ...]
+
+Trains as the config says, or continues the run that DIR holds. An example that runs as it stands, in a minute:
+
+  {program} --workdir=runs/try --config=digits.py:scratch --config.batch=48 --config.total_steps=100
+
+  --workdir=DIR         checkpoints, metrics.jsonl, TensorBoard events and figures
+  --config=FILE[:ARG]   a file of your own, or one of
+{recipes}
+  --config.FIELD=VALUE  any field of the config, such as --config.batch=256 or --config.pp.crop=192
+  --fields              lists every field of --config with its value and meaning, and stops:
+                        {program} --config=digits.py:scratch --fields
+
+Several processes join by themselves on TPU slices, under Slurm and Open MPI; elsewhere each says who it is:
+  --coordinator=HOST:PORT  of process 0
+  --num_processes=N        how many they are
+  --process_id=I           this one's number, from 0"""
 
 
 def _train(argv: list[str]) -> None:
@@ -27,13 +48,41 @@ def _train(argv: list[str]) -> None:
 
     if len(argv) > 1:
         raise UserError(f"Expected only --flags, got {argv[1:]}: write --config.field=value.")
+    if _FIELDS.value:
+        print("\n".join(configuration.field_lines(_CONFIG.value)))
+        return
+    heed_googles_fields(_CONFIG.value)
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     run(_CONFIG.value, Path(str(_WORKDIR.value)), draw=draw_run)
 
 
+def heed_googles_fields(config: Config) -> None:
+    """Fields of Google's configs that ask for what is not done here: one is refused, one is said to do nothing."""
+    if config["trainer"] != "train":
+        raise UserError(
+            f"Expected config.trainer='train', got {config['trainer']!r}: inference alone is not timed here, "
+            "`vit-jax bench --config=FILE:ARG` times a training step."
+        )
+    if manual := config["tfds_manual_dir"]:
+        print(
+            f"note: config.tfds_manual_dir={manual} does nothing here, data sets are prepared before training: "
+            f"`tfds build {config['dataset']} --file_format=array_record --manual_dir={manual}`.",
+            file=sys.stderr,
+        )
+
+
+def usage(program: str) -> str:
+    """What --help prints."""
+    recipes = textwrap.wrap(", ".join(configuration.recipe_names()), 86)
+    return HELP.format(program=program, recipes=textwrap.indent("\n".join(recipes), 24 * " "))
+
+
 def with_resolved_config(argv: list[str]) -> list[str]:
-    """--config=mae.py:b16 -> --config=<the recipes' folder>/mae.py:b16. Both flags must be there."""
+    """--config=mae.py:b16 -> --config=<the recipes' folder>/mae.py:b16. Both flags must be there but for --fields."""
     given = {arg.lstrip("-").split("=", 1)[0] for arg in argv[1:] if arg.startswith("-")}
+    if "fields" in given:
+        argv = argv if "config" in given else [*argv, "--config=common.py"]
+        given = {"workdir", "config"}
     for flag in ("workdir", "config"):
         if flag not in given:
             raise UserError(f"Expected --{flag}=..., it is missing: --workdir=runs/try --config=digits.py:scratch.")
@@ -55,7 +104,11 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status 0; 2 with one sentence for a user's mistake."""
     configuration.use_recipes()
     try:
-        argv = with_resolved_config(list(sys.argv if argv is None else argv))
+        argv = list(sys.argv if argv is None else argv)
+        if HELP_FLAGS & set(argv[1:]):
+            print(usage("vit-jax train" if argv[0] == "vit-jax train" else "python -m vit_jax.main"))
+            return 0
+        argv = with_resolved_config(argv)
         app.run(_train, argv=argv, flags_parser=_parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

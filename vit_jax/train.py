@@ -35,7 +35,7 @@ from vit_jax.training.schedules import in_steps, make_schedule
 from vit_jax.training.step import Program, State, make_program
 from vit_jax.training.tracker import Tracker, Window
 from vit_jax.training.transfer import transfer
-from vit_jax.weights import open_weights
+from vit_jax.weights import given_weights, open_weights
 
 # Steps handed to the device beyond the one it works on. Without a bound the host runs ahead to the next log line, and a
 # signal to stop is only heard once all of that is computed.
@@ -253,7 +253,7 @@ def begin(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[S
         configuration.check_same(config, stored, str(checkpoints.folder.parent))
         return checkpoints.restore(own, program.abstract, program.layout), f"continuing at step {own}"
     state = program.init(np.int32(config["seed"]))
-    if given := _given_weights(config):
+    if given := given_weights(config):
         theirs, where = open_weights(given)
         shapes = {path: leaf.shape for path, leaf in flat_params(state.params).items()}
         moved = transfer(theirs.params, theirs.config, shapes, config, theirs.resampling)
@@ -268,13 +268,6 @@ def begin(config: Config, program: Program, checkpoints: Checkpoints) -> tuple[S
         ema = state.ema if state.ema is None else jax.tree.map(lambda leaf: leaf.copy(), params)
         return state._replace(params=params, ema=ema), f"from {given} step {where}: {moved.summary()}"
     return state, "from scratch"
-
-
-def _given_weights(config: Config) -> str | None:
-    """`init_from`, or Google's way: the published file of the model's name in `pretrained_dir`."""
-    if config["init_from"] or not config["pretrained_dir"]:
-        return config["init_from"]
-    return str(Path(config["pretrained_dir"]) / f"{config['model']['model_name']}.npz")
 
 
 def _open(config: Config, split: str) -> Source:
