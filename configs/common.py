@@ -42,6 +42,9 @@ WAYS = either(whole(-1, -1), whole(1, 2**20))._replace(words="a whole number fro
 DATA = {
     "dataset": Field("digits", text("a data set", r"[^\0]+"), '"digits", "fake", a folder of pictures, or a TFDS name'),
     "tfds_data_dir": Field(None, optional(SOME_PATH), "where prepared TFDS data sets lie; None: TFDS's own folder"),
+    "tfds_manual_dir": Field(
+        None, optional(SOME_PATH), "Google's, for `tfds build --manual_dir`; nothing is done with it"
+    ),
     "num_workers": Field(0, whole(0, 1024), "worker processes for decoding; 0: threads of this process"),
     "num_threads": Field(0, whole(0, 1024), "decoding threads; 0: one a core"),
     "prefetch": Field(2, whole(1, 1024), "batches decoded ahead"),
@@ -196,6 +199,11 @@ RUN = {
         "weights to start from: another run's workdir, a file of Google's, MAE's, DeiT's or timm's, a Hugging Face folder",
     ),
     "pretrained_dir": Field(None, optional(SOME_PATH), "Google's way: start from <model.model_name>.npz in it"),
+    "model_or_filename": Field(
+        None, optional(text("a model such as R_Ti_16 or a file name", r"[^\0/]+")),
+        "in pretrained_dir: this file (without .npz), or AugReg's recommended one of this model",
+    ),
+    "trainer": Field("train", one_of("train", "inference_time"), "Google's; inference_time is not here"),
     "topology": Field(
         "", text("a slice such as v5e:4x4, or empty"),
         "TPU slice that the recipe was planned for (`vit-jax plan`); training takes what is there",

@@ -29,9 +29,12 @@ HYBRIDS = {
 }
 
 
+GAP = "-gap-norep"  # Google's word for the mean of the patches in the class token's place
+
+
 def model_config(name: str) -> ml_collections.ConfigDict:
-    """`ViT-{size}_{patch}` for any size of the table and any patch, or a hybrid of HYBRIDS."""
-    size, _, patch = name.rpartition("+")[2].removeprefix("ViT-").partition("_")
+    """`ViT-{size}_{patch}` for any size of the table and any patch, also with `-gap-norep`, or a hybrid of HYBRIDS."""
+    size, _, patch = name.rpartition("+")[2].removeprefix("ViT-").removesuffix(GAP).partition("_")
     if size not in SIZES or not patch.isdigit() or ("+" in name and name not in HYBRIDS):
         raise ValueError(
             f"Expected a model ViT-{{{','.join(SIZES)}}}_{{patch}} such as ViT-B_16, or one of "
@@ -44,6 +47,8 @@ def model_config(name: str) -> ml_collections.ConfigDict:
     model.transformer.update({"num_layers": layers, "mlp_dim": mlp, "num_heads": heads, "dropout_rate": dropout})
     if size == "L" and patch == "32":
         model.transformer.dropout_rate = 0.0
+    if name.endswith(GAP):
+        model.classifier = "gap"
     if size in ("g", "G"):  # Scaling ViT: no class token, attention pooling
         model.classifier = "map"
         model.positions_std = None
@@ -116,7 +121,11 @@ BY_SHORT_NAME = {short_name(name): name for name in NAMES}
 
 
 def from_short_name(short: str) -> ml_collections.ConfigDict:
-    """A model by the short names of the command line: ti16, s16, b16, l16, h14, g14, bigg14, r50_b16."""
-    if short not in BY_SHORT_NAME:
+    """A model by the short names of the command line: ti16, s16, b16, l16, h14, g14, bigg14, r50_b16, s16_gap_norep."""
+    gap = GAP.replace("-", "_")
+    base = short.removesuffix(gap)
+    if short.startswith(("mixer_", "lit_")):  # Google's models.py has them
+        raise ValueError(f"Expected a Vision Transformer, got {short}: MLP-Mixers and LiT are not part of vit_jax.")
+    if base not in BY_SHORT_NAME:
         raise ValueError(f"Expected a model of {', '.join(BY_SHORT_NAME)}, got {short!r}.")
-    return model_config(BY_SHORT_NAME[short])
+    return model_config(BY_SHORT_NAME[base] + (GAP if short.endswith(gap) else ""))

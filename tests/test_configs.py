@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
 def shrink(config):
     """The same recipe on 32-pixel pictures, two narrow blocks, one step."""
     config.dataset = "fake"
+    config.pretrained_dir = None
     config.pp.train = config.pp.train.replace("validation", "test")
     config.pp.test = "test[:8]"
     config.pp.crop = 32

@@ -13,7 +13,7 @@ from vit_jax.ops.paths import flat_params, path_name
 from vit_jax.training.checkpoints import FOLDER, Checkpoints
 from vit_jax.training.step import Program, State
 from vit_jax.training.transfer import adopted, transfer
-from vit_jax.weights import Weights, open_weights
+from vit_jax.weights import Weights, given_weights, open_weights
 
 
 def begin(
@@ -39,7 +39,7 @@ def begin(
             state.params,
         )
         ema = state.ema if state.ema is None else jax.tree.map(lambda leaf: leaf.copy(), params)
-        return state._replace(params=params, ema=ema), f"from {_given_weights(config)} step {where}: {moved.summary()}"
+        return state._replace(params=params, ema=ema), f"from {given_weights(config)} step {where}: {moved.summary()}"
     return state, "from scratch"
 
 
@@ -50,7 +50,7 @@ def with_weights(
 
     A run that goes on has its own checkpoint, which keeps what was brought when it began.
     """
-    given = _given_weights(config)
+    given = given_weights(config)
     if not given:
         if config["objective"] == "classify" and (config["layer_decay"] or config["train_blocks"] is not None):
             notes.append(
@@ -76,10 +76,3 @@ def _begun(workdir: Path) -> Config | None:
     stored = None if step is None else configuration.completed(checkpoints.read(step)[0])
     checkpoints.close()
     return stored
-
-
-def _given_weights(config: Config) -> str | None:
-    """`init_from`, or Google's way: the published file of the model's name in `pretrained_dir`."""
-    if config["init_from"] or not config["pretrained_dir"]:
-        return config["init_from"]
-    return str(Path(config["pretrained_dir"]) / f"{config['model']['model_name']}.npz")

@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
 from vit_jax import command_line, configuration
 from vit_jax.commands.arguments import Parser, filled, whole
-from vit_jax.contracts import UserError
+from vit_jax.contracts import Config, UserError
+
+HELP_FLAGS = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
+HELP = """usage: {program} --workdir=DIR --config=FILE[:ARG] [--config.FIELD=VALUE ...]
+
+Trains as the config says, or continues the run that DIR holds. An example that runs as it stands, in a minute:
+
+  {program} --workdir=runs/try --config=digits.py:scratch --config.batch=48 --config.total_steps=100
+
+  --workdir=DIR         checkpoints, metrics.jsonl, TensorBoard events and figures
+  --config=FILE[:ARG]   a file of your own, or one of
+{recipes}
+  --config.FIELD=VALUE  any field of the config, such as --config.batch=256 or --config.pp.crop=192
+  --fields              lists every field of --config with its value and meaning, and stops:
+                        {program} --config=digits.py:scratch --fields
+
+Several processes join by themselves on TPU slices, under Slurm and Open MPI; elsewhere each says who it is:
+  --coordinator=HOST:PORT  of process 0
+  --num_processes=N        how many they are
+  --process_id=I           this one's number, from 0"""
 
 
 def _train(argv: list[str]) -> None:
-    parser = Parser(prog=argv[0], allow_abbrev=False)
+    parser = Parser(prog=argv[0], allow_abbrev=False, add_help=False)
     parser.add_argument("--workdir", type=filled)
     parser.add_argument("--fields", action="store_true")
     # Of several processes; TPU slices, Slurm, Open MPI and JAX's own variables need none of them.
     parser.add_argument("--coordinator", type=filled)
     parser.add_argument("--num_processes", type=whole(1))
     parser.add_argument("--process_id", type=whole(0))
-    spec, settings, rest = command_line.split(argv[1:])
+    words = argv[1:]
+    if HELP_FLAGS & set(words):
+        print(usage(argv[0]))
+        return
+    if "--fields" in words and not any(word.lstrip("-").partition("=")[0] == "config" for word in words):
+        words = [*words, "--config=common.py"]
+    spec, settings, rest = command_line.split(words)
     args = parser.parse_args(rest)
     given = command_line.configured(spec, settings)
     if args.fields:
@@ -27,6 +53,7 @@ def _train(argv: list[str]) -> None:
     if not args.workdir:
         raise UserError("Expected --workdir=DIR, it is missing: for example --workdir=runs/try.")
 
+    heed_googles_fields(given.config)
     from vit_jax import processes
     from vit_jax.commands.run_figures import draw_run
     from vit_jax.train import run
@@ -35,10 +62,31 @@ def _train(argv: list[str]) -> None:
     run(given.config, Path(args.workdir), draw=draw_run, typed=given.typed)
 
 
+def heed_googles_fields(config: Config) -> None:
+    """Fields of Google's configs that ask for what is not done here: one is refused, one is said to do nothing."""
+    if config["trainer"] != "train":
+        raise UserError(
+            f"Expected config.trainer='train', got {config['trainer']!r}: inference alone is not timed here, "
+            "`vit-jax bench --config=FILE:ARG` times a training step."
+        )
+    if manual := config["tfds_manual_dir"]:
+        print(
+            f"note: config.tfds_manual_dir={manual} does nothing here, data sets are prepared before training: "
+            f"`tfds build {config['dataset']} --file_format=array_record --manual_dir={manual}`.",
+            file=sys.stderr,
+        )
+
+
+def usage(program: str) -> str:
+    """What --help prints."""
+    recipes = textwrap.wrap(", ".join(configuration.recipe_names()), 86)
+    return HELP.format(program=program, recipes=textwrap.indent("\n".join(recipes), 24 * " "))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0; 2 with one sentence for a user's mistake."""
     try:
-        _train(list(sys.argv if argv is None else argv))
+        _train(["python -m vit_jax.main", *sys.argv[1:]] if argv is None else argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

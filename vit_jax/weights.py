@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax import configuration
-from vit_jax.contracts import UserError
+from vit_jax.contracts import Config, UserError
+from vit_jax.conversion.catalogue import GOOGLE, recommended_augreg
 from vit_jax.conversion.convert import Weights, read
 from vit_jax.training.checkpoints import FOLDER, Checkpoints
 
@@ -42,3 +43,28 @@ def open_weights(
     # A workdir that came out of a conversion keeps its source's way of resizing positions.
     source = metadata.get("source", "native")
     return Weights(params, config, metadata["num_classes"], tuple(names) if names else None, source), found
+
+
+def given_weights(config: Config) -> str | None:
+    """The workdir, file or address to start from; None: from scratch.
+
+    It is `init_from`, or Google's way: a file of `pretrained_dir`, named by the model, or else by `model_or_filename`
+    (google-research/vision_transformer, vit_jax/train.py).
+
+    Raises:
+      UserError: a folder without that file, or an AugReg model that has no recommended one.
+    """
+    folder, name = config["pretrained_dir"], config["model_or_filename"]
+    if config["init_from"] or not folder:
+        return config["init_from"]
+    if not name:
+        filename, published = config["model"]["model_name"], f"{GOOGLE}/imagenet21k"
+    else:
+        filename, published = name if "-" in name else recommended_augreg(name), f"{GOOGLE}/augreg"
+    address = f"{folder.rstrip('/')}/{filename}.npz"  # not by Path, which makes one slash of the two in gs://
+    if "://" not in folder and not Path(address).expanduser().exists():
+        raise UserError(
+            f"Expected {filename}.npz in config.pretrained_dir={folder}, it is not there: set "
+            f"--config.pretrained_dir={published}, where Google's files lie, or --config.init_from=FILE."
+        )
+    return address

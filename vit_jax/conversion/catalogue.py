@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from vit_jax.contracts import UserError
+
 GOOGLE, MAE, DEIT = "gs://vit_models", "https://dl.fbaipublicfiles.com/mae", "https://dl.fbaipublicfiles.com/deit"
 
 
@@ -65,6 +67,14 @@ PUBLISHED = (
         )
     ),
     *_augreg(),
+    # big_vision's choice for this size (models/vit.py), which is in no table of the README.
+    Published(
+        "augreg/B_8",
+        f"{GOOGLE}/augreg/B_8-i21k-300ep-lr_0.001-aug_medium2-wd_0.1-do_0.0-sd_0.0.npz",
+        391,
+        "21k head, 224",
+        "Apache-2.0",
+    ),
     Published("mae/b16", f"{MAE}/pretrain/mae_pretrain_vit_base.pth", 327, "encoder", "CC-BY-NC 4.0"),
     Published("mae/l16", f"{MAE}/pretrain/mae_pretrain_vit_large.pth", 1157, "encoder", "CC-BY-NC 4.0"),
     Published("mae/h14", f"{MAE}/pretrain/mae_pretrain_vit_huge.pth", 2406, "encoder", "CC-BY-NC 4.0"),
@@ -124,3 +134,19 @@ PUBLISHED = (
     Published("hf/mae_b16", "hf:facebook/vit-mae-base", 426, "decoder too", "Apache-2.0"),
     Published("hf/deit_b16", "hf:facebook/deit-base-patch16-224", 330, "ImageNet-1k head, 224", "Apache-2.0", 81.8),
 )
+
+
+def recommended_augreg(model: str) -> str:
+    """The file, without .npz, that Google's code takes for a model such as "R_Ti_16": of the files pre-trained on
+    ImageNet-21k the one with the best final accuracy there, which is the one their README recommends.
+
+    Raises:
+      UserError: a model without one.
+    """
+    known = {entry.name.removeprefix("augreg/"): entry.path for entry in PUBLISHED if entry.name.startswith("augreg/")}
+    if model not in known:
+        raise UserError(
+            f"Expected an AugReg model with a recommended file ({', '.join(known)}), got {model!r}: set "
+            "config.model_or_filename to a whole file name without .npz, or config.init_from to a file."
+        )
+    return known[model].rpartition("/")[2].removesuffix(".npz")

@@ -197,7 +197,8 @@ def tfds_source(where: str | Path, split: str, data_dir: str | None) -> Tfds:
     if not known:
         raise UserError(
             f"Expected {where} to be prepared in {data_dir or 'the default folder of TFDS'}, it is not: run "
-            f"`tfds build {where} --file_format=array_record`, or set config.tfds_data_dir."
+            f"`tfds build {where} --file_format=array_record` where TensorFlow is installed (preparing needs it, training "
+            "does not), or set config.tfds_data_dir."
         )
     check_split(parse_split(split)[0], known)
     features = builder.info.features
