@@ -31,16 +31,16 @@ Several processes join by themselves on TPU slices, under Slurm and Open MPI; el
 
 
 def _train(argv: list[str]) -> None:
-    parser = Parser(prog=argv[0], allow_abbrev=False, add_help=False)
+    program, words = "vit-jax train" if argv[0] == "vit-jax train" else "python -m vit_jax.main", argv[1:]
+    parser = Parser(prog=program, allow_abbrev=False, add_help=False)
     parser.add_argument("--workdir", type=filled)
     parser.add_argument("--fields", action="store_true")
     # Of several processes; TPU slices, Slurm, Open MPI and JAX's own variables need none of them.
     parser.add_argument("--coordinator", type=filled)
     parser.add_argument("--num_processes", type=whole(1))
     parser.add_argument("--process_id", type=whole(0))
-    words = argv[1:]
     if HELP_FLAGS & set(words):
-        print(usage(argv[0]))
+        print(usage(program))
         return
     if "--fields" in words and not any(word.lstrip("-").partition("=")[0] == "config" for word in words):
         words = [*words, "--config=common.py"]
@@ -86,7 +86,7 @@ def usage(program: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status 0; 2 with one sentence for a user's mistake."""
     try:
-        _train(["python -m vit_jax.main", *sys.argv[1:]] if argv is None else argv)
+        _train(sys.argv if argv is None else argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -150,10 +150,6 @@ def prepare(
     config: Config, workdir: Path, draw: Draw | None, stop: processes.Stop, typed: frozenset[str] = frozenset()
 ) -> Run:
     """Everything before the first step, in the order in which it can fail; nothing is written before it all fits."""
-    # The configuration: given weights bring the fields of their encoder
-    notes = configuration.odd(config)
-    config, weights = with_weights(config, workdir, typed, notes)
-
     # Devices
     use_compilation_cache()
     mesh = make_mesh(config)
@@ -163,6 +159,10 @@ def prepare(
     source, test = _open(config, config["pp"]["train"]), _open(config, config["pp"]["test"])
     if config["objective"] == "classify" and source.class_names != test.class_names:
         raise UserError("Expected the same classes in pp.train and pp.test, they differ: check the folders' names.")
+
+    # Given weights bring the fields of their encoder, the size and channels of pictures among them
+    notes = configuration.odd(config)
+    config, weights = with_weights(config, workdir, typed, notes)
     preprocess = Preprocess.from_config(config["pp"])
     for pictures in (source, test):
         check_channels(pictures[0], preprocess.channels)
