@@ -65,7 +65,9 @@ class Machine:
         memo: dict[int, Any] = {}
         carried: Any
         for opcode, carried, _ in pickletools.genops(file):
-            self._count(1)
+            self.steps += 1
+            if self.steps > STEPS:
+                raise _too_long()
             name = opcode.name
             if name in PUSH:
                 stack.append(carried)
@@ -115,7 +117,7 @@ class Machine:
         return stack.pop()
 
     def _called(self, function: Any, arguments: Any) -> Any:
-        self._count(sum(len(part) for part in arguments if isinstance(part, list | tuple)))
+        self.steps += sum(len(part) for part in arguments if isinstance(part, list | tuple))
         if isinstance(function, Name) and function in self.builders:
             return self.builders[function](*arguments)
         return UNKNOWN
@@ -131,13 +133,12 @@ class Machine:
             )
         return found
 
-    def _count(self, steps: int) -> None:
-        self.steps += steps
-        if self.steps > STEPS:
-            raise UserError(
-                f"Expected a .pth of tensors, this one takes more than {STEPS:,} steps to read: save the plain state "
-                "dict again, or as safetensors."
-            )
+
+def _too_long() -> UserError:
+    return UserError(
+        f"Expected a .pth of tensors, this one takes more than {STEPS:,} steps to read: save the plain state dict again, or "
+        "as safetensors."
+    )
 
 
 def _gather(name: str, stack: list[Any], items: list[Any]) -> None:
