@@ -10,9 +10,9 @@ import pytest
 import vit_jax
 from tests import tolerances
 from tests.linen_twins import GoogleViT, apply, random_weights
-from vit_jax import UserError
+from vit_jax import UserError, configuration
 from vit_jax.commands.cli import main
-from vit_jax.conversion.convert import refit, write
+from vit_jax.conversion.convert import Weights, param_shapes, refit, write
 from vit_jax.weights import open_weights
 
 PICTURES = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
@@ -103,7 +103,9 @@ def test_bfloat16_weights(npz, tmp_path):
     weights, _ = open_weights(npz[0])
     write(weights, tmp_path / "f32.safetensors", "timm")
     tensors = vit_jax.conversion.files.open_archive(tmp_path / "f32.safetensors").tensors
-    save_file({name: tensors[name].astype(ml_dtypes.bfloat16) for name in tensors}, tmp_path / "bf16.safetensors")
+    save_file(
+        {name: np.asarray(tensors[name]).astype(ml_dtypes.bfloat16) for name in tensors}, tmp_path / "bf16.safetensors"
+    )
     half, _ = open_weights(tmp_path / "bf16.safetensors", num_heads=4)
     for path, value in weights.params.items():
         assert half.params[path].dtype == np.float32
@@ -182,6 +184,86 @@ def test_convert_tells_what_it_did_and_checks_it(npz, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+def test_a_new_head_of_zeros_is_checked_too(npz, tmp_path, capsys):
+    """Its logits are zeros on both sides, 0 / 0; what comes before it is compared."""
+    assert main(["convert", str(npz[0]), str(tmp_path / "native"), "--num_classes", "10"]) == 0
+    assert "relative difference 0.0e+00" in capsys.readouterr().out
+    assert main(["convert", str(npz[0]), str(tmp_path / "x.safetensors"), "--to", "timm", "--num_classes", "10"]) == 0
+    assert "activation gelu_tanh here, gelu_erf there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("to", ["native", "google", "timm", "hf"])
+def test_outputs_that_are_not_finite_fail_and_leave_nothing(to, npz, tmp_path, capsys):
+    flat = dict(npz[1])
+    for name in ("Transformer/encoder_norm/scale", "head/kernel"):
+        flat[name] = np.full_like(flat[name], 3e38)
+    np.savez(tmp_path / "y.npz", **flat)
+    before = sorted(tmp_path.rglob("*"))
+    place = tmp_path / {"google": "o.npz", "timm": "o.safetensors"}.get(to, "o")
+    assert main(["convert", str(tmp_path / "y.npz"), str(place), "--to", to]) == 2
+    assert "Expected finite outputs" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert main(["convert", str(tmp_path / "y.npz"), str(place), "--to", to, "--any_numbers"]) == 0
+    assert place.exists()
+
+
+def test_differences_of_numbers_that_are_not_finite():
+    from vit_jax.commands.convert import largest_difference
+
+    zero, one = np.zeros(2), np.ones(2)
+    assert largest_difference([zero, one], [zero, one * 1.5]) == 0.5
+    assert largest_difference([zero], [zero]) == 0.0
+    assert largest_difference([zero], [one]) == np.inf
+    for wrong in (np.nan, np.inf):
+        assert np.isnan(largest_difference([one, one], [one, one * wrong]))
+        assert np.isnan(largest_difference([one * wrong], [one]))
+
+
+@pytest.mark.parametrize("stages", [(), (1,)])
+def test_a_stem_of_another_width_is_recognised(stages, tmp_path):
+    config = configuration.plain(configuration.default_fields())
+    config["pp"]["crop"] = 32
+    config["model"] |= {"hidden_size": 32, "patches": {"size": [2, 2]}}
+    config["model"]["resnet"] = {"num_layers": stages, "width_factor": 2}
+    config["model"]["transformer"] |= {"num_layers": 1, "num_heads": 4, "mlp_dim": 48}
+    rng = np.random.default_rng(0)
+    params = {path: rng.random(shape, np.float32) for path, shape in param_shapes(config, 5).items()}
+    write(Weights(params, config, 5, None, "google"), tmp_path / "x.npz", "google")
+    back, _ = open_weights(tmp_path / "x.npz")
+    assert back.config["model"]["resnet"] == {"num_layers": stages, "width_factor": 2}
+    assert all(np.array_equal(back.params[path], value) for path, value in params.items())
+
+
+def test_every_command_takes_what_a_file_cannot_show(npz, tmp_path, capsys):
+    """32 wide: no published model, so the number of heads must be given."""
+    from PIL import Image
+
+    path, picture = tmp_path / "x.safetensors", tmp_path / "x.png"
+    write(open_weights(npz[0])[0], path, "timm")
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(picture)
+    commands = {
+        "predict": [path, picture], "figures": [path, picture, "--out", tmp_path / "f"], "eval": [path, "--dataset", "fake"],
+        "embed": [path, picture, "--out", tmp_path / "f.npz"], "probe": [path, "--dataset", "digits"],
+        "imagenet": [path], "reconstruct": [path, picture], "convert": [path, tmp_path / "out"],
+    }  # fmt: skip
+    for name, given in commands.items():
+        assert main([name, *map(str, given)]) == 2
+        assert "num_heads" in capsys.readouterr().err
+        assert main([name, *map(str, given), "--num_heads", "5"]) == 2
+        assert "divisible by num_heads" in capsys.readouterr().err
+    for name in ("predict", "figures", "convert"):
+        assert main([name, *map(str, commands[name]), "--num_heads", "4"]) == 0
+
+
+@pytest.mark.parametrize(
+    "given", [["--num_classes", "0"], ["--num_classes", "-3"], ["--image_size", "7"], ["--image_size", "-8"]]
+)
+def test_sizes_that_cannot_be(given, npz, tmp_path, capsys):
+    assert main(["convert", str(npz[0]), str(tmp_path / "out"), *given]) == 2
+    assert given[0][2:] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("to", ["google", "timm", "mae", "hf"])
 def test_round_trips_are_bit_equal(to, npz, tmp_path):
     if to == "mae":
@@ -220,16 +302,6 @@ def test_broken_files_are_one_sentence(content, word, suffix, tmp_path, capsys):
         path.write_bytes(content)
     assert main(["convert", str(path), str(tmp_path / "out")]) == 2
     assert word in capsys.readouterr().err
-
-
-def test_files_are_fetched_once_into_the_cache(npz, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    address = npz[0].as_uri()  # file://: the same way as https://
-    assert np.array_equal(logits(address), logits(npz[0]))
-    npz[0].unlink()
-    assert logits(address).shape == (2, 5)
-    with pytest.raises(UserError, match="Expected to fetch"):
-        open_weights((tmp_path / "no.npz").as_uri())
 
 
 def test_models_lists_what_is_published(capsys):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.linen_twins import GoogleViT, random_weights
-from vit_jax import UserError, configuration, main
+from vit_jax import UserError, configuration, derived, main
 from vit_jax.commands import cli
 from vit_jax.conversion.catalogue import AUGREG, recommended_augreg
 from vit_jax.weights import given_weights

@@ -130,16 +130,17 @@ def load(
 
     Args:
       path: a workdir; or Google's .npz, MAE's, DeiT's and timm's .pth and .safetensors, a Hugging Face folder; local,
-        `gs://...` or `hf:owner/name`.
+        a name that `vit-jax models` lists ("deit/ti16"), `https://...`, `gs://...` or `hf:owner/name`.
       step: of a workdir, an earlier step that is still there.
       averaged: of a workdir, use the moving average of the parameters where the run kept one.
       num_classes: another number of classes than the file has: a new head of zeros, which `notes` says.
       image_size: another picture size than the file has: positions are resampled as the source's own code does it.
       given: what a file cannot show: num_heads, decoder_num_heads, stored_size (pixels of its training, where they were
-        not square), normalised_target (of a MAE with decoder).
+        not square), normalised_target (of a MAE with decoder); any_numbers=True takes complex and whole numbers, and such
+        as are not finite.
 
     Raises:
-      UserError: no checkpoint there, an unknown format, or tensors that do not match, all of them listed.
+      UserError: no checkpoint there, an unknown format, a damaged file, or tensors that do not match, all of them listed.
     """
     weights, found = open_weights(path, step=step, averaged=averaged, **given)
     weights = refit(weights, num_classes=num_classes, image_size=image_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ def open_weights(
 ) -> tuple[Weights, int]:
     """(weights, step) of a workdir or of a file; see `load`."""
     defaults = configuration.plain(configuration.default_fields())
-    if not (Path(path) / FOLDER).is_dir():
-        if Path(path).is_dir() and not any(Path(path).glob("*.json")):
+    if not os.path.isdir(Path(path) / FOLDER):  # of names that are too long for a path, too
+        if os.path.isdir(path) and not any(Path(path).glob("*.json")):
             raise UserError(
                 f"Expected a workdir with checkpoints, or a folder of weights, {path} is neither: fix the path."
             )

@@ -8,6 +8,12 @@ mae (.pth), hf (a folder).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +23,12 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import configuration
+from vit_jax.commands.given import add_given, given_of
 from vit_jax.contracts import UserError
 from vit_jax.conversion.convert import FORMATS, Weights, refit, rounded, write
 from vit_jax.models.mae import MAE
 from vit_jax.models.registry import assemble, pair
+from vit_jax.models.vit import ViT
 from vit_jax.ops.masks import make_mask
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.weights import open_weights
@@ -37,31 +45,56 @@ def run(argv: list[str]) -> int:
     parser.add_argument("destination")
     parser.add_argument("--to", choices=("native", *FORMATS), default="native")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the numbers written")
-    parser.add_argument("--num_heads", type=int, help="where the file cannot show it")
+    add_given(parser)
     parser.add_argument("--num_classes", type=int, help="replace the head by a new one of zeros")
     parser.add_argument("--image_size", type=int, help="resample the positions to another picture size")
     args = parser.parse_args(argv)
 
-    if Path(args.destination).exists():
-        raise UserError(f"Expected a new file or folder, {args.destination} exists: give another, or remove it.")
-    given: dict[str, Any] = {"num_heads": args.num_heads} if args.num_heads else {}
+    destination = Path(args.destination).expanduser()
+    if destination.exists():
+        raise UserError(f"Expected a new file or folder, {destination} exists: give another, or remove it.")
+    given = given_of(args)
     weights, _ = open_weights(args.source, **given)
     weights = refit(weights, num_classes=args.num_classes, image_size=args.image_size)
-    if args.to == "native":
-        if args.dtype != "float32":
-            raise UserError("Expected --dtype float32 for --to native: parameters are float32 here.")
-        write_native(weights, args.destination)
-    else:
-        write(weights, args.destination, args.to, dtype=args.dtype)
-        if args.dtype == "bfloat16":
-            params = {
-                path: rounded({path: value}, args.dtype)[path].astype(np.float32)
-                for path, value in weights.params.items()
-            }
-            weights = weights._replace(params=params, notes=(*weights.notes, "numbers rounded to bfloat16"))
-    for line in report(weights, args.source, args.destination, args.to, given):
+    with beside(destination) as place:
+        if args.to == "native":
+            if args.dtype != "float32":
+                raise UserError("Expected --dtype float32 for --to native: parameters are float32 here.")
+            write_native(weights, str(place))
+        else:
+            write(weights, place, args.to, dtype=args.dtype)
+            if args.dtype == "bfloat16":
+                params = {
+                    path: rounded({path: value}, args.dtype)[path].astype(np.float32)
+                    for path, value in weights.params.items()
+                }
+                weights = weights._replace(params=params, notes=(*weights.notes, "numbers rounded to bfloat16"))
+        back, _ = open_weights(place, **({} if args.to in ("native", "hf") else given | _heads(weights)))
+        lines = report(weights, back, args.source, str(destination), args.to, bool(args.any_numbers))
+    for line in lines:
         print(line)
     return 0
+
+
+@contextlib.contextmanager
+def beside(destination: Path) -> Iterator[Path]:
+    """A place of the same name in a folder beside `destination`, put there at the end unless something failed."""
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{destination.name[:100]}.", dir=destination.parent))
+    except OSError as error:
+        raise UserError(
+            f"Expected to write {destination}, it failed ({error.strerror}): free space or give another path."
+        ) from error
+    try:
+        yield folder / destination.name
+        os.rename(folder / destination.name, destination)
+    except OSError as error:
+        raise UserError(
+            f"Expected to write {destination}, it failed ({error.strerror}): free space or give another path."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_native(weights: Weights, workdir: str) -> None:
@@ -78,21 +111,24 @@ def write_native(weights: Weights, workdir: str) -> None:
     checkpoints.close()
 
 
-def report(weights: Weights, source: str, destination: str, to: str, given: dict[str, Any]) -> list[str]:
-    """What was done, and a random picture through what was written, read back.
+def report(weights: Weights, back: Weights, source: str, destination: str, to: str, any_numbers: bool) -> list[str]:
+    """What was done, and a random picture through what was written, read back (`back`).
 
     Raises:
-      UserError: parameters that came back as other numbers.
+      UserError: parameters that came back as other numbers, or outputs that are not finite (unless `any_numbers`).
     """
-    back, _ = open_weights(destination, **({} if to in ("native", "hf") else given | _heads(weights)))
     changed = sorted(set(weights.params) ^ set(back.params))
     changed = changed or [
-        path for path in weights.params if not np.array_equal(weights.params[path], back.params[path])
+        path for path in weights.params if not np.array_equal(weights.params[path], back.params[path], equal_nan=True)
     ]
     if changed:
         raise UserError(f"Expected the same parameters read back from {destination}, these differ: {changed[:8]}.")
-    here, there = output(weights), output(back)
-    difference = float(np.abs(here - there).max() / np.abs(here).max())
+    difference = largest_difference(outputs(weights), outputs(back))
+    if not math.isfinite(difference) and not any_numbers:
+        raise UserError(
+            f"Expected finite outputs of a random picture through {source} and what was written from it, their largest "
+            f"relative difference is {difference}: nothing was kept; fetch the source again, or give --any_numbers."
+        )
     numbers = sum(value.size for value in weights.params.values())
     lines = [
         f"read     {source}: {weights.source}, {len(weights.params)} arrays, {numbers:,} numbers, "
@@ -126,8 +162,25 @@ def _heads(weights: Weights) -> dict[str, Any]:
     return known
 
 
-def output(weights: Weights) -> np.ndarray:
-    """Of one random picture: logits, features, or a MAE's predictions under a fixed mask."""
+def largest_difference(here: Sequence[np.ndarray], there: Sequence[np.ndarray]) -> float:
+    """The largest difference, relative to the largest number of its array here; NaN where a number is not finite.
+
+    Zeros on both sides (a new head's logits) are equal.
+    """
+    worst = 0.0
+    for ours, theirs in zip(here, there, strict=True):
+        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+            return math.nan
+        gap, size = float(np.abs(ours - theirs).max()), float(np.abs(ours).max())
+        worst = max(worst, gap and (gap / size if size else math.inf))
+    return worst
+
+
+def outputs(weights: Weights) -> list[np.ndarray]:
+    """Of one random picture: encoded tokens, and logits or a MAE's predictions under a fixed mask.
+
+    The tokens are there because a head of zeros hides all before it.
+    """
     config = weights.config | {"compute_dtype": "float32"}
     model = assemble(config, weights.num_classes, weights.params)
     encoder = model.encoder if isinstance(model, MAE) else model
@@ -135,5 +188,13 @@ def output(weights: Weights) -> np.ndarray:
     picture = jnp.asarray(np.random.default_rng(0).standard_normal(size), jnp.float32)
     if isinstance(model, MAE):
         mask = make_mask("random", jax.random.split(jax.random.key(0), 1), encoder.cfg.grid, model.cfg.num_visible)
-        return np.asarray(nnx.jit(lambda model: model(picture, mask))(model))
-    return np.asarray(nnx.jit(lambda model: model(picture))(model))
+        found = nnx.jit(lambda model: (model.encoder.features(picture), model(picture, mask)))(model)
+    else:
+        found = nnx.jit(lambda model: through(model, picture))(model)
+    return [np.asarray(part) for part in found]
+
+
+def through(model: ViT, picture: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(tokens, logits)."""
+    tokens = model.features(picture)
+    return tokens, model.head(model.pool(tokens))

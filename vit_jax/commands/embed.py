@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vit_jax.api import load
+from vit_jax.commands.given import add_given, given_of
 from vit_jax.contracts import UserError
 from vit_jax.data.sources import PICTURE_SUFFIXES
 from vit_jax.evaluation.features import pooled_features
@@ -20,13 +21,14 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--out", default="features.npz", help=".npz or .parquet")
     parser.add_argument("--pool", choices=("mean", "cls", "model"), default="mean")
     parser.add_argument("--batch", type=int, default=64)
+    add_given(parser)
     args = parser.parse_args(argv)
 
     out = Path(args.out)
     if out.suffix not in (".npz", ".parquet"):
         raise UserError(f"Expected --out ending in .npz or .parquet, got {args.out}.")
     paths = [path for given in args.pictures for path in pictures_in(Path(given))]
-    trained = load(args.workdir)
+    trained = load(args.workdir, **given_of(args))
     try:
         rows = [
             np.asarray(pooled_features(trained.encoder, trained.pixels(paths[start : start + args.batch]), args.pool))

@@ -10,6 +10,7 @@ from flax import nnx
 
 from vit_jax import sharding
 from vit_jax.api import load
+from vit_jax.commands.given import add_given, given_of
 from vit_jax.contracts import UserError
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
@@ -26,9 +27,10 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--split", help="default: the run's pp.test")
     parser.add_argument("--batch", type=int, help="default: the run's batch_eval")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    add_given(parser)
     args = parser.parse_args(argv)
 
-    trained = load(args.workdir)
+    trained = load(args.workdir, **given_of(args))
     config = trained.config
     source = open_source(
         args.dataset or config["dataset"],

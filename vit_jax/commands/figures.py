@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.api import Trained, load
+from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.run_figures import save
 from vit_jax.contracts import UserError
 from vit_jax.devices import use_compilation_cache
@@ -35,10 +36,11 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--out", default="figures", help="folder for the pictures drawn")
     parser.add_argument("--layers", type=int, nargs="+", default=[-1], help="whose attention; -1 is the last")
     parser.add_argument("--heads", type=int, nargs="*", help="default: all")
+    add_given(parser)
     args = parser.parse_args(argv)
 
     use_compilation_cache()
-    trained = load(args.weights)
+    trained = load(args.weights, **given_of(args))
     out, pixels = Path(args.out), trained.pixels(args.pictures)
     photos = trained.preprocess(args.pictures) / 255.0
     drawn = [*looking(trained, pixels, photos, args, out), *first_layer(trained, out)]

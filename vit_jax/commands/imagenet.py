@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.api import Trained, load
+from vit_jax.commands.given import add_given, given_of
 from vit_jax.contracts import UserError
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import Source, Tfds, open_source
@@ -43,10 +44,11 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--tfds_data_dir", help="where the prepared data sets lie (default: TFDS's own folder)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--json", action="store_true")
+    add_given(parser)
     args = parser.parse_args(argv)
 
     use_compilation_cache()
-    trained = load(args.weights)
+    trained = load(args.weights, **given_of(args))
     classes = trained.model.cfg.num_classes if isinstance(trained.model, ViT) else None
     if classes != 1000:
         raise UserError(f"Expected a classifier of ImageNet's 1000 classes, {args.weights} has {classes}.")

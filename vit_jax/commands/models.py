@@ -24,5 +24,10 @@ def run(argv: list[str]) -> int:
         top1 = "-" if entry.top1 is None else f"{entry.top1:.2f}"
         print(f"{entry.name:34s} {entry.megabytes:6d} {entry.holds:30s} {top1:>8s}  {entry.licence:13s} {entry.path}")
     print("\nImageNet: published top-1 of that file, in %, at its size; '-' for files without an ImageNet-1k head.")
-    print("Licences are those of the weights; read them at the source. Nothing is fetched by this command.")
+    print(
+        "Licences are those of the weights; read them at the source. Nothing is fetched by this command; a name is fetched"
+    )
+    print(
+        'where it is given for a file: vit_jax.load("deit/ti16"), vit-jax convert deit/ti16 OUT, init_from=deit/ti16.'
+    )
     return 0

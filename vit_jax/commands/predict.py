@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.api import Trained, load
+from vit_jax.commands.given import add_given, given_of
 from vit_jax.contracts import UserError
 from vit_jax.models.vit import ViT
 
@@ -31,9 +32,10 @@ def run(argv: list[str]) -> int:
     parser.add_argument("pictures", nargs="+")
     parser.add_argument("--top", type=int, default=5, help="classes a picture (default 5)")
     parser.add_argument("--json", action="store_true", help="one JSON object a picture")
+    add_given(parser)
     args = parser.parse_args(argv)
 
-    trained = load(args.workdir)
+    trained = load(args.workdir, **given_of(args))
     classes = trained.model.cfg.num_classes if isinstance(trained.model, ViT) else None
     if not classes:
         raise UserError(

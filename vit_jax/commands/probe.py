@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.api import Trained, load
+from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.inspect import digest
 from vit_jax.contracts import UserError
 from vit_jax.data.loader import eval_batches
@@ -43,10 +44,11 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=128, help="pictures at a time through the encoder")
     parser.add_argument("--cache", help="folder for features (default: the user's cache folder)")
     parser.add_argument("--json", action="store_true")
+    add_given(parser)
     args = parser.parse_args(argv)
 
     use_compilation_cache()
-    trained = load(args.weights)
+    trained = load(args.weights, **given_of(args))
     sources = [open_source(args.dataset, split) for split in (args.train, args.test)]
     names = sources[0].class_names
     if not names or sources[1].class_names != names:

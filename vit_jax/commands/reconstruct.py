@@ -9,6 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from vit_jax.api import load
+from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.run_figures import save
 from vit_jax.contracts import UserError
 from vit_jax.evaluation.reconstructions import reconstruct
@@ -24,9 +25,10 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--num-visible", type=int, help="patches left visible (default: as trained)")
     parser.add_argument("--mask", choices=("random", "block", "grid"), help="default: as trained")
     parser.add_argument("--seed", type=int, default=0, help="of the masks")
+    add_given(parser)
     args = parser.parse_args(argv)
 
-    trained = load(args.workdir)
+    trained = load(args.workdir, **given_of(args))
     if not isinstance(trained.model, MAE):
         raise UserError(f"Expected a masked autoencoder, {args.workdir} holds a classifier: use `vit-jax predict`.")
     changes = {name: value for name in ("num_visible", "mask") if (value := getattr(args, name)) is not None}

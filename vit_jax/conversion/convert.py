@@ -13,16 +13,19 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vit_jax.contracts import Config, UserError
+from vit_jax.contracts import Config, UserError, first_line
 from vit_jax.conversion import google, huggingface, timm
-from vit_jax.conversion.files import fetch, open_archive, write_tensors
+from vit_jax.conversion.fetching import fetch
+from vit_jax.conversion.files import open_archive, write_tensors
 from vit_jax.conversion.rules import Fixed, Rule, Shape, to_ours, to_theirs
+from vit_jax.conversion.told import Told
 from vit_jax.models.registry import build, pair, vit_config
 from vit_jax.ops.paths import flat_params
 from vit_jax.ops.positions import Resampling, resample_table
 
 SOURCES: tuple[ModuleType, ...] = (google, timm, huggingface)  # asked in this order whether a file is theirs
 FORMATS = ("google", "timm", "mae", "hf")
+GIVEN = ("num_heads", "decoder_num_heads", "stored_size", "normalised_target", "any_numbers")
 # Buffers that some versions wrote and that hold no weights.
 IGNORED = ("embeddings.position_ids",)
 
@@ -47,35 +50,41 @@ def read(path: str | Path, defaults: Mapping[str, Any], **given: Any) -> Weights
     """Recognise a file or folder by its names and shapes, and read it, every tensor matched.
 
     Args:
-      path: .npz, .safetensors, .pth, or a Hugging Face folder; local, `gs://` or `hf:owner/name`.
+      path: .npz, .safetensors, .pth, or a Hugging Face folder; local, a name of `vit-jax models`, `https://`, `gs://` or
+        `hf:owner/name`.
       defaults: every field of the configuration; what the file tells replaces its part.
-      given: what cannot be seen from a file: num_heads, decoder_num_heads, stored_size, normalised_target.
+      given: what cannot be seen from a file (num_heads, decoder_num_heads, stored_size, normalised_target), and
+        any_numbers=True to take complex and whole numbers, and such as are not finite.
 
     Raises:
-      UserError: an unknown format, or tensors that do not match, all of them listed.
+      UserError: an unknown format, a damaged file, or tensors that do not match, all of them listed.
     """
-    unknown = set(given) - {"num_heads", "decoder_num_heads", "stored_size", "normalised_target"}
+    unknown = sorted(set(given) - set(GIVEN))
     if unknown:
-        raise UserError(f"Expected num_heads, decoder_num_heads, stored_size or normalised_target, got {unknown}.")
+        raise UserError(f"Expected what is given of {', '.join(GIVEN)}, got {', '.join(unknown)}: leave it out.")
     local = fetch(path)
     archive = open_archive(local)
     source = next((source for source in SOURCES if source.claims(archive.tensors)), None)
     if source is None:
+        named = ", ".join(name[:100] for name in list(archive.tensors)[:5])
         raise UserError(
-            f"Expected weights with Google's, timm's, MAE's, DeiT's or Hugging Face's names in {local}, got "
-            f"{', '.join(list(archive.tensors)[:5])}, ...: this format is not known."
+            f"Expected weights with Google's, timm's, MAE's, DeiT's or Hugging Face's names in {local}, got {named}, ...: "
+            "this format is not known."
         )
+    by_hand = Told(given, "what was given")
+    any_numbers = by_hand.truth("any_numbers", False)
     try:
         archive = source.normalised(archive)
-        told = source.describe(archive, given, local.stem)
+        told = source.describe(archive, by_hand, local.stem)
         # The same numbers as at home: computed in float32, whatever training here defaults to.
         config = _merged(copy.deepcopy(dict(defaults)), told.fields | {"compute_dtype": "float32"})
         shapes = param_shapes(config, told.num_classes)
-    except (KeyError, ValueError) as error:
+        table = source.rules(config, told.num_classes, **_variant(told.source))
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:  # sizes that no model has
         if isinstance(error, UserError):
             raise
-        raise UserError(f"Expected a whole model in {local}, it lacks or contradicts {error}.") from error
-    params = to_ours(archive.tensors, source.rules(config, told.num_classes, **_variant(told.source)), shapes, IGNORED)
+        raise UserError(f"Expected a whole model in {local}, it contradicts itself: {first_line(error)}") from error
+    params = to_ours(archive.tensors, table, shapes, IGNORED, any_numbers)
     return Weights(params, config, told.num_classes, told.class_names, told.source)
 
 
@@ -102,6 +111,8 @@ def refit(
 
     What was replaced is said in `notes`.
     """
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
+        raise UserError(f"Expected num_classes of at least 1, got {num_classes!r}.")
     params, config, notes = dict(weights.params), copy.deepcopy(weights.config), list(weights.notes)
     if image_size is not None and pair(image_size) != pair(config["pp"]["crop"]):
         old = vit_config(config, None).grid
@@ -110,7 +121,12 @@ def refit(
                 config["pp"]["resize"] * min(pair(image_size)) / min(pair(config["pp"]["crop"]))
             )
         config["pp"]["crop"] = image_size
-        new = vit_config(config, None).grid
+        try:
+            new = vit_config(config, None).grid
+        except ValueError as error:
+            raise UserError(
+                f"Expected an image_size for these weights, got {image_size}: {first_line(error)}"
+            ) from error
         for path in [path for path in params if path.removeprefix("encoder/") == "positions"]:
             params[path] = resample_table(params[path], old, new, weights.resampling)
             notes.append(f"positions resampled from {old} to {new} ({weights.resampling})")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import urllib.request
-import zipfile
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,132 +13,89 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vit_jax.contracts import UserError
-from vit_jax.conversion.pickles import PickledTensors, read_pickled
+from vit_jax.conversion.npz import read_npz
+from vit_jax.conversion.pickles import read_pickled
+from vit_jax.conversion.tensors import Tensor, reading
+from vit_jax.conversion.told import NOTHING_TOLD, Told, read_told
 
 PICKLED = (".pth", ".pt", ".bin", ".th")
-HF_FILES = ("*.json", "*.safetensors", "*.bin")
+LONGEST_HEADER = 2**22  # bytes of a .safetensors: some 30,000 tensors
+# Types by their names in .safetensors; one that is not here is named as unknown only if a model needs it.
+SAFE_TYPES: dict[str, Any] = {
+    "F16": np.float16, "F32": np.float32, "F64": np.float64, "BF16": ml_dtypes.bfloat16, "BOOL": np.bool_,
+    "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "U8": np.uint8, "C64": np.complex64,
+}  # fmt: skip
 
 
 class Archive(NamedTuple):
     """An opened file or folder."""
 
-    tensors: Mapping[str, np.ndarray]
-    settings: dict[str, Any]  # config.json beside the tensors, where there is one
-    preprocessing: dict[str, Any]  # preprocessor_config.json
+    tensors: Mapping[str, Tensor]
+    settings: Told  # config.json beside the tensors, where there is one
+    preprocessing: Told  # preprocessor_config.json
     wrapped: bool  # a .pth with its state dict under "model", as MAE and DeiT write
 
 
-class SafeTensors(Mapping[str, np.ndarray]):
-    """The tensors of one or several `.safetensors`, mapped into memory."""
-
-    def __init__(self, paths: list[Path]):
-        self.files = [safe_open(path, "numpy") for path in paths]
-        self.places = {name: file for file in self.files for name in file.keys()}  # noqa: SIM118
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.places[name].get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.places)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-
-def fetch(path: str | Path) -> Path:
-    """A local path for `path`, which may also be `https://...`, `gs://...` or `hf:owner/name` (untested online).
-
-    Raises:
-      UserError: nothing there, or the library that fetches it is not installed.
-    """
-    text = str(path)
-    if text.startswith("hf:"):
-        try:
-            from huggingface_hub import snapshot_download
-        except ImportError as error:
-            raise UserError(
-                f"Expected huggingface_hub to fetch {text}, it is not installed: pip install it."
-            ) from error
-        return Path(snapshot_download(text.removeprefix("hf:"), allow_patterns=list(HF_FILES)))
-    if "://" in text:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_jax" / "weights"
-        local = cache / text.replace("://", "/")
-        if not local.exists():
-            local.parent.mkdir(parents=True, exist_ok=True)
-            part = local.with_name(local.name + ".part")
-            try:
-                with _opened(text) as remote, part.open("wb") as file:
-                    shutil.copyfileobj(remote, file)
-            except Exception as error:  # each store's library raises its own kinds
-                raise UserError(f"Expected to fetch {text}, it failed ({error}): fetch it by hand.") from error
-            part.rename(local)
-        return local
-    local = Path(text).expanduser()
-    if not local.exists():
-        raise UserError(
-            f"Expected a workdir with checkpoints, or a file of weights, {local} does not exist: fix the path."
-        )
-    return local
-
-
-def _opened(address: str) -> Any:
-    """A stream of bytes: web addresses by the standard library, buckets by etils."""
-    if address.startswith(("https://", "http://", "file://")):
-        return urllib.request.urlopen(address)
-    from etils import epath
-
-    return epath.Path(address).open("rb")
-
-
 def open_archive(path: Path) -> Archive:
-    """Open a file of weights, or a folder with `config.json` and weights.
+    """Open a file of weights, or a folder with `config.json` and weights. Only names, types and shapes are read.
 
     Raises:
       UserError: an unknown kind of file, or a broken one.
     """
     if path.is_dir():
         return _open_folder(path)
-    beside = {"settings": _json(path.parent / "config.json"), "preprocessing": {}}
-    try:
+    if path.suffix not in (".npz", ".safetensors", *PICKLED):
+        raise UserError(f"Expected .npz, .safetensors or {'/'.join(PICKLED)}, got {path.name}.")
+    with reading(path):
         if path.suffix == ".npz":
-            return Archive(np.load(path, allow_pickle=False), {}, {}, False)
+            return Archive(read_npz(path), NOTHING_TOLD, NOTHING_TOLD, False)
+        settings = read_told(path.parent / "config.json")
         if path.suffix == ".safetensors":
-            return Archive(SafeTensors([path]), wrapped=False, **beside)
-        if path.suffix in PICKLED:
-            tensors = read_pickled(path)
-            return Archive(tensors, wrapped=isinstance(tensors, PickledTensors) and tensors.wrapped, **beside)
-    except (OSError, EOFError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"Expected a file of weights, {path} cannot be read ({error}): fetch it again.") from error
-    raise UserError(f"Expected .npz, .safetensors or {'/'.join(PICKLED)}, got {path.name}.")
+            return Archive(read_safetensors([path]), settings, NOTHING_TOLD, False)
+        tensors = read_pickled(path)
+        return Archive(tensors, settings, NOTHING_TOLD, tensors.wrapped)
 
 
 def _open_folder(folder: Path) -> Archive:
-    settings, preprocessing = _json(folder / "config.json"), _json(folder / "preprocessor_config.json")
-    if index := _json(folder / "model.safetensors.index.json"):
-        parts = sorted({folder / name for name in index.get("weight_map", {}).values()})
-    else:
-        parts = sorted(folder.glob("*.safetensors"))
-    if parts:
-        absent = [part.name for part in parts if not part.exists()]
+    settings, preprocessing = read_told(folder / "config.json"), read_told(folder / "preprocessor_config.json")
+    parts = sorted(folder.glob("*.safetensors"))
+    if index := read_told(folder / "model.safetensors.index.json").section("weight_map"):
+        names = sorted({index.word(tensor) for tensor in index})
+        # A name is looked up among the folder's own files: one with slashes is not there.
+        absent = [name for name in names if name not in {part.name for part in parts}]
         if absent:
-            raise UserError(f"Expected all parts of the weights in {folder}, missing: {', '.join(absent)}.")
-        return Archive(SafeTensors(parts), settings, preprocessing, False)
+            raise UserError(f"Expected all parts of the weights in {folder}, missing: {', '.join(absent[:8])}.")
+        parts = [folder / name for name in names]
+    if parts:
+        with reading(folder):
+            return Archive(read_safetensors(parts), settings, preprocessing, False)
     pickled = sorted(folder.glob("*.bin"))
     if pickled:
         return Archive(read_pickled(pickled[0]), settings, preprocessing, False)
     raise UserError(f"Expected *.safetensors or *.bin in {folder}, found none.")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"Expected JSON in {path}, it cannot be read ({error}).") from error
-    return content if isinstance(content, dict) else {}
+def read_safetensors(paths: list[Path]) -> dict[str, Tensor]:
+    """The tensors of one or several `.safetensors`, mapped into memory. Their library compares all sizes."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        with path.open("rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise UserError(f"Expected a header of at most {LONGEST_HEADER:,} bytes in {path}, got {length:,}.")
+        file = safe_open(path, "numpy")
+        for name in file.keys():  # noqa: SIM118
+            if name in tensors:
+                raise UserError(f"Expected every tensor once in {path.parent}, {name} is in two parts.")
+            said = file.get_slice(name)
+            dtype = np.dtype(SAFE_TYPES.get(said.get_dtype(), np.void))
+            tensors[name] = Tensor(tuple(said.get_shape()), dtype, functools.partial(_get, path, file, name))
+    return tensors
+
+
+def _get(path: Path, file: Any, name: str) -> np.ndarray:
+    with reading(path):
+        return file.get_tensor(name)
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], *, wrapped: bool = False) -> None:

@@ -6,16 +6,19 @@ Names of google-research/vision_transformer (vit_jax/checkpoint.py) before and a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from vit_jax.contracts import Config
-from vit_jax.conversion.describe import Description, blocks_of, grid_rows
+from vit_jax.contracts import Config, UserError
+from vit_jax.conversion.describe import MOST_BLOCKS, Description, blocks_of, grid_rows, shape_of
 from vit_jax.conversion.files import Archive
 from vit_jax.conversion.rules import BATCHED, FLAX_QKV, FLAX_QKV_BIAS, SAME, Fixed, Rule, flax_patches
+from vit_jax.conversion.tensors import Tensor
+from vit_jax.conversion.told import Told
 from vit_jax.models.registry import vit_config
 
 PREFIXES = ("opt/target/", "params/img/", "params/", "target/", "")
@@ -33,10 +36,10 @@ def claims(names: Mapping[str, Any]) -> bool:
     return any(name.endswith("embedding/kernel") and "/embeddings/" not in name for name in names)
 
 
-class Names(Mapping[str, np.ndarray]):
+class Names(Mapping[str, Tensor]):
     """A file under the names of the new layout, one block at a time, whatever layout it has."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray]):
+    def __init__(self, tensors: Mapping[str, Tensor]):
         self.tensors = tensors
         prefix = next(prefix for prefix in PREFIXES if f"{prefix}embedding/kernel" in tensors)
         bare = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
@@ -47,22 +50,24 @@ class Names(Mapping[str, np.ndarray]):
             for pattern, now in PRE_LINEN if old else ():
                 new = re.sub(pattern, now, new)
             if new.startswith("Transformer/encoderblock/"):
-                depth = tensors[stored].shape[0]
-                for i in range(depth):
+                for i in range(min(tensors[stored].shape[0], MOST_BLOCKS + 1)):
                     self.places[new.replace("encoderblock/", f"encoderblock_{i}/")] = (stored, i)
             else:
                 self.places[new] = (stored, None)
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> Tensor:
         stored, block = self.places[name]
-        array = self.tensors[stored] if block is None else self._stacked(stored)[block]
-        # GroupNorm was stored as (1, 1, 1, c) before Linen.
-        return array.reshape(-1) if re.search(r"(^|/)gn(\d|_root|_proj)/", name) else array
+        tensor = self.tensors[stored]
+        if block is not None:
+            return Tensor(tensor.shape[1:], tensor.dtype, lambda: self._stacked(stored)[block])
+        if re.search(r"(^|/)gn(\d|_root|_proj)/", name):  # GroupNorm was stored as (1, 1, 1, c) before Linen
+            return Tensor((math.prod(tensor.shape),), tensor.dtype, lambda: np.asarray(tensor).reshape(-1))
+        return tensor
 
     def _stacked(self, stored: str) -> np.ndarray:
         """The array of all blocks; kept, because an .npz reads it anew for every block."""
         if getattr(self, "_kept", (None,))[0] != stored:
-            self._kept = (stored, self.tensors[stored])
+            self._kept = (stored, np.asarray(self.tensors[stored]))
         return self._kept[1]
 
     def __iter__(self) -> Iterator[str]:
@@ -134,38 +139,40 @@ def stem_names(num_layers: tuple[int, ...]) -> list[str]:
     return names
 
 
-def describe(archive: Archive, given: Mapping[str, Any], file_name: str) -> Description:
+def describe(archive: Archive, given: Told, file_name: str) -> Description:
     """What names and shapes tell. Evaluation as Google's: resized to the crop, bilinear, pixels in [-1, 1]."""
     tensors = archive.tensors
-    rows, columns, inner, width = tensors["embedding/kernel"].shape
-    query = tensors[f"{BLOCK.format(i=0)}/{ATTENTION}/query/kernel"]
-    units = None
+    rows, columns, inner, width = shape_of(tensors, "embedding/kernel", 4)
+    units, channels, width_factor = None, inner, 1
     if "conv_root/kernel" in tensors:
+        *_, channels, stem_width = shape_of(tensors, "conv_root/kernel", 4)
+        if stem_width % 64:
+            raise UserError(f"Expected a stem 64 times something wide, conv_root/kernel has {stem_width}.")
+        width_factor = stem_width // 64
         stages = [n for n in range(1, 9) if f"block{n}/unit1/conv1/kernel" in tensors]
         units = tuple(blocks_of(tensors, f"block{n}/unit", "") - 1 for n in stages)
     stride = 1 if units is None else 4 * 2 ** max(0, len(units) - 1)
-    channels = inner if units is None else tensors["conv_root/kernel"].shape[2]
     place = next((p for p in ("Transformer/posembed_input/pos_embedding", "pos_embedding") if p in tensors), None)
     has_cls, mapped = "cls" in tensors, "MAPHead_0/probe" in tensors
     cell = (rows * stride, columns * stride)
-    count = None if place is None else tensors[place].shape[1]
+    count = None if place is None else shape_of(tensors, place, 3)[1]
     grid, cls_position = grid_rows(count, int(has_cls), given, cell)
     crop = (grid[0] * cell[0], grid[1] * cell[1])
     big_vision = place != "Transformer/posembed_input/pos_embedding"
     model = {
         "model_name": file_name,
         "patches": {"size": (rows, columns)},
-        "resnet": {"num_layers": units},
+        "resnet": {"num_layers": units, "width_factor": width_factor},
         "hidden_size": width,
         "transformer": {
             "num_layers": blocks_of(tensors, "Transformer/encoderblock", "_"),
-            "num_heads": query.shape[1],
-            "mlp_dim": tensors[f"{BLOCK.format(i=0)}/{MLP}/Dense_0/kernel"].shape[1],
+            "num_heads": shape_of(tensors, f"{BLOCK.format(i=0)}/{ATTENTION}/query/kernel", 3)[1],
+            "mlp_dim": shape_of(tensors, f"{BLOCK.format(i=0)}/{MLP}/Dense_0/kernel", 2)[1],
         },
         "classifier": "map" if mapped else "token" if has_cls else "gap",
         "cls_token": has_cls,
         "cls_position": cls_position,
-        "representation_size": tensors["pre_logits/kernel"].shape[1] if "pre_logits/kernel" in tensors else None,
+        "representation_size": shape_of(tensors, "pre_logits/kernel", 2)[1] if "pre_logits/kernel" in tensors else None,
         "positions": "learn" if place else "sincos2d",
         "train_positions": place is not None,
         "activation": "gelu_tanh",
@@ -180,5 +187,5 @@ def describe(archive: Archive, given: Mapping[str, Any], file_name: str) -> Desc
         "std": (0.5,),
         "interpolation": "bilinear",
     }
-    classes = tensors["head/kernel"].shape[1] if "head/kernel" in tensors else None
+    classes = shape_of(tensors, "head/kernel", 2)[1] if "head/kernel" in tensors else None
     return Description("big_vision" if big_vision else "google", {"model": model, "pp": pp}, classes)

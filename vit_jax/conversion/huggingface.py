@@ -11,10 +11,11 @@ from typing import Any
 
 from vit_jax import derived
 from vit_jax.contracts import Config, UserError
-from vit_jax.conversion.describe import IMAGENET, Description, blocks_of
+from vit_jax.conversion.describe import IMAGENET, Description, blocks_of, shape_of
 from vit_jax.conversion.files import Archive
 from vit_jax.conversion.rules import BATCHED, SAME, TORCH_QKV, TORCH_QKV_BIAS, Fixed, Rule, linear, norm, torch_patches
-from vit_jax.conversion.timm import Renamed, decoder_positions
+from vit_jax.conversion.timm import decoder_positions, renamed
+from vit_jax.conversion.told import MOST_HEADS, MOST_PIXELS, SMALLEST_STD, Told
 from vit_jax.models.registry import mae_config, vit_config
 from vit_jax.models.vit import positions_table
 
@@ -37,7 +38,7 @@ def normalised(archive: Archive) -> Archive:
     for name in archive.tensors:
         bare = name.removeprefix(prefix)
         names[bare.replace("decoder.decoder_encoder.layer.", "decoder.decoder_layers.")] = name
-    return archive._replace(tensors=Renamed(archive.tensors, names))
+    return archive._replace(tensors=renamed(archive.tensors, names))
 
 
 def block_rules(theirs: str, ours: str) -> list[Rule]:
@@ -96,75 +97,101 @@ def decoder_rules(config: Config) -> list[Rule | Fixed]:
     ]
 
 
-def describe(archive: Archive, given: Mapping[str, Any], file_name: str) -> Description:
-    """`config.json` tells sizes, activation and eps; `preprocessor_config.json`, where there is one, the rest."""
+def describe(archive: Archive, given: Told, file_name: str) -> Description:
+    """Sizes are the tensors', and `config.json` must not contradict them; it tells heads, activation and eps.
+
+    `preprocessor_config.json` tells the rest, where there is one.
+    """
     tensors, told = archive.tensors, archive.settings
-    mae, activation = "decoder.mask_token" in tensors, told.get("hidden_act", "gelu")
+    mae, activation = "decoder.mask_token" in tensors, told.word("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
         raise UserError(f"Expected hidden_act of {sorted(ACTIVATIONS)} in config.json, got {activation!r}.")
-    size, patch = told.get("image_size", 224), told.get("patch_size", 16)
-    size = size if isinstance(size, int) else tuple(size)
-    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    width, channels, *patch = shape_of(tensors, PATCHES, 4)
+    mlp_dim = shape_of(tensors, "encoder.layer.0.intermediate.dense.weight", 2)[0]
+    num_layers = blocks_of(tensors, "encoder.layer")
+    for name, there in (
+        ("hidden_size", width), ("num_channels", channels), ("intermediate_size", mlp_dim), ("num_hidden_layers", num_layers)
+    ):  # fmt: skip
+        told.agree(name, there)
+    size = told.sides("image_size", 224)
+    rows = shape_of(tensors, "embeddings.position_embeddings", 3)[1]
+    patches = (size[0] // patch[0]) * (size[1] // patch[1])
+    prefix = 1 + ("embeddings.distillation_token" in tensors)
+    if rows != patches + prefix or list(told.sides("patch_size", (patch[0], patch[1]))) != patch:
+        raise UserError(
+            f"Expected image_size and patch_size in {told.place} that give {rows - prefix} patches of {patch}, as the "
+            f"tensors have them, got {patches} of pictures of {size[0]} x {size[1]}: correct it."
+        )
+    pooler = "pooler.dense.weight"
     model = {
         "model_name": file_name,
-        "patches": {"size": patch},
-        "hidden_size": told["hidden_size"],
+        "patches": {"size": tuple(patch)},
+        "hidden_size": width,
         "transformer": {
-            "num_layers": told["num_hidden_layers"],
-            "num_heads": told["num_attention_heads"],
-            "mlp_dim": told["intermediate_size"],
+            "num_layers": num_layers,
+            "num_heads": told.whole("num_attention_heads", None, most=MOST_HEADS),
+            "mlp_dim": mlp_dim,
         },
         "classifier": "gap" if mae else "token",
         "cls_token": True,
         "dist_token": "embeddings.distillation_token" in tensors,
         "dist_head": "distillation_classifier.weight" in tensors,
-        "representation_size": tensors["pooler.dense.weight"].shape[0] if "pooler.dense.weight" in tensors else None,
+        "representation_size": shape_of(tensors, pooler, 2)[0] if pooler in tensors else None,
         "positions": "sincos2d_mae" if mae else "learn",
         "train_positions": not mae,
         "activation": ACTIVATIONS[activation],
-        "norm_eps": told.get("layer_norm_eps", 1e-12),
+        "norm_eps": told.number("layer_norm_eps", 1e-12, least=0.0, most=0.1),
         "init": "mae",
     }
-    channels = told.get("num_channels", 3)
     fields: dict[str, Any] = {"model": model, "pp": _preprocessing(archive, size, channels)}
     if mae:
-        rows = tensors["embeddings.position_embeddings"].shape[1] - 1
+        light = shape_of(tensors, "decoder.decoder_embed.weight", 2)[0]
+        light_mlp = shape_of(tensors, "decoder.decoder_layers.0.intermediate.dense.weight", 2)[0]
+        told.agree("decoder_hidden_size", light)
+        told.agree("decoder_intermediate_size", light_mlp)
         fields["objective"] = "mae"
         fields["mae"] = {
-            "normalised_target": bool(given.get("normalised_target", told.get("norm_pix_loss", False))),
-            "num_visible": max(1, round((1 - told.get("mask_ratio", 0.75)) * rows)),
+            "normalised_target": given.truth("normalised_target", told.truth("norm_pix_loss", False)),
+            "num_visible": max(1, round((1 - told.number("mask_ratio", 0.75, least=0.0, most=1.0)) * patches)),
             "decoder": {
-                "hidden_size": told["decoder_hidden_size"],
+                "hidden_size": light,
                 "num_layers": blocks_of(tensors, "decoder.decoder_layers"),
-                "num_heads": told["decoder_num_attention_heads"],
-                "mlp_dim": told["decoder_intermediate_size"],
+                "num_heads": told.whole("decoder_num_attention_heads", None, most=MOST_HEADS),
+                "mlp_dim": light_mlp,
             },
         }
     head = next((name for name in ("classifier.weight", "cls_classifier.weight") if name in tensors), None)
-    classes = None if head is None else tensors[head].shape[0]
-    named = told.get("id2label") or {}
-    names = tuple(named[key] for key in sorted(named, key=int)) if classes and len(named) == classes else None
-    if names and all(re.fullmatch(r"LABEL_\d+", name) for name in names):
-        names = None  # transformers' words for "unknown"
-    return Description("hf", fields, classes, names)
+    classes = None if head is None else shape_of(tensors, head, 2)[0]
+    return Description("hf", fields, classes, _class_names(told.section("id2label"), classes))
 
 
-def _preprocessing(archive: Archive, size: int | tuple[int, int], channels: int) -> dict[str, Any]:
+def _class_names(told: Told, classes: int | None) -> tuple[str, ...] | None:
+    if not classes or set(told) != {str(number) for number in range(classes)}:
+        return None
+    names = tuple(told.word(str(number)) for number in range(classes))
+    unknown = all(re.fullmatch(r"LABEL_\d+", name) for name in names)  # transformers' words for it
+    return None if unknown else names
+
+
+def _preprocessing(archive: Archive, size: tuple[int, int], channels: int) -> dict[str, Any]:
     """By preprocessor_config.json; without one, ViT's pixels in [-1, 1], the others' ImageNet statistics."""
     told = archive.preprocessing
-    plain_vit = archive.settings.get("model_type") == "vit"
-    mean, std = ((0.5,) * 3, (0.5,) * 3) if plain_vit else IMAGENET
+    plain_vit = archive.settings.word("model_type", "") == "vit" or channels != 3
+    mean, std = ((0.5,), (0.5,)) if plain_vit else IMAGENET
     resize = None
-    if told.get("do_center_crop"):
-        target = told.get("size", 256)
-        resize = target if isinstance(target, int) else target.get("shortest_edge", target.get("height", 256))
+    if told.truth("do_center_crop", False):
+        if isinstance(told.get("size"), dict):
+            target = told.section("size")
+            resize = target.whole("shortest_edge", target.whole("height", 256, most=MOST_PIXELS), most=MOST_PIXELS)
+        else:
+            resize = told.whole("size", 256, most=MOST_PIXELS)
     return {
-        "crop": size,
+        "crop": size[0] if size[0] == size[1] else size,
         "resize": resize,
         "channels": channels,
-        "mean": tuple(told.get("image_mean", mean if channels == 3 else (0.5,))),
-        "std": tuple(told.get("image_std", std if channels == 3 else (0.5,))),
-        "interpolation": RESAMPLING.get(told.get("resample", 2), "bilinear"),
+        "mean": told.numbers("image_mean", mean, count=channels, least=-1000.0),
+        "std": told.numbers("image_std", std, count=channels, least=SMALLEST_STD),
+        "interpolation": RESAMPLING.get(told.whole("resample", 2, least=0, most=10), "bilinear"),
     }
 
 

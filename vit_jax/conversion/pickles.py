@@ -1,121 +1,115 @@
 """Tensors out of a `.pth` without PyTorch and without executing anything in it.
 
-A pickle is a program that names functions and calls them. Here a name is looked up in the short table below, which only
-holds what builds tensors and containers; names of harmless bookkeeping (`argparse.Namespace`, optimiser states) become
-inert placeholders; any other name is refused. Nothing is ever imported by name. Formats: torch.save's zip archive (since
-PyTorch 1.6) and the older stream of pickles.
+Formats: torch.save's zip archive (since PyTorch 1.6) and the older stream of pickles. Both note a tensor as a view (offset,
+size, stride) of a storage, whose numbers lie apart; nothing of them is read before the view was found to lie inside.
 """
 
 from __future__ import annotations
 
-import collections
+import dataclasses
 import functools
 import io
-import pickle
-import zipfile
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
 from vit_jax.contracts import UserError
+from vit_jax.conversion.machine import UNKNOWN, Machine, Name, fill
+from vit_jax.conversion.tensors import Tensor, reading
+from vit_jax.conversion.zips import Members
 
 STORAGES = {
     "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16, "LongStorage": np.int64,
     "IntStorage": np.int32, "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_, "BFloat16Storage": ml_dtypes.bfloat16,
+    "BoolStorage": np.bool_, "BFloat16Storage": ml_dtypes.bfloat16, "ComplexFloatStorage": np.complex64,
+    "ComplexDoubleStorage": np.complex128,
 }  # fmt: skip
-# Modules whose objects hold bookkeeping only; their names become placeholders, their code is never looked at.
-INERT = ("argparse", "numpy", "torch", "pathlib", "collections", "omegaconf", "yacs", "timm", "typing", "_codecs")
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+MOST_AXES = 32
 
 
-class Placeholder:
-    """Stands for an object that is not a tensor; takes any construction and any state, and does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Placeholder:
-        return Placeholder()
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
-
-
+@dataclasses.dataclass
 class Storage:
-    """A run of numbers of the file, read when a tensor asks for it."""
+    """A run of numbers of the file; kept where several tensors are views of it."""
 
-    def __init__(self, dtype: Any, read: Callable[[], bytes]):
-        self.dtype, self.read = np.dtype(dtype), read
+    dtype: np.dtype
+    numbers: int
+    read: Callable[[], np.ndarray]
+    tensors: int = 0
+    _kept: np.ndarray | None = None
 
-
-class LazyTensor:
-    """Where a tensor's numbers lie."""
-
-    def __init__(self, storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]):
-        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
-
-    def array(self) -> np.ndarray:
-        flat = np.frombuffer(self.storage.read(), self.storage.dtype)[self.offset :]
-        last = sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
-        if min(self.stride, default=0) < 0 or (0 not in self.size and last >= flat.size):
-            raise UserError("Expected a whole .pth file, a tensor in it reaches past its storage: fetch it again.")
-        steps = tuple(step * flat.itemsize for step in self.stride)
-        return np.lib.stride_tricks.as_strided(flat, self.size, steps, writeable=False)
+    def flat(self) -> np.ndarray:
+        if self._kept is not None:
+            return self._kept
+        found = self.read()
+        if self.tensors > 1:
+            self._kept = found
+        return found
 
 
-def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *rest: Any) -> LazyTensor:
-    return LazyTensor(storage, offset, tuple(size), tuple(stride))
+def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> Any:
+    if storage is UNKNOWN:
+        return UNKNOWN
+    if len(size) != len(stride) or len(size) > MOST_AXES or not all(type(n) is int for n in (offset, *size, *stride)):
+        raise ValueError("a tensor of no shape")
+    tensor = Tensor(size, storage.dtype, functools.partial(_view, storage, offset, size, stride))
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    outside = 0 not in size and last >= storage.numbers
+    if min((offset, *size, *stride)) < 0 or outside or tensor.nbytes > storage.numbers * storage.dtype.itemsize:
+        raise UserError("Expected a whole .pth file, a tensor in it reaches past its storage: fetch it again.")
+    storage.tensors += 1
+    return tensor
 
 
-def _parameter(data: Any, *rest: Any) -> Any:
-    return data
+def _view(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
+    flat = storage.flat()
+    steps = tuple(step * flat.itemsize for step in stride)
+    return np.lib.stride_tricks.as_strided(flat[offset:], size, steps, writeable=False)
 
 
-BUILDERS: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch", "Size"): tuple,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
+def _pairs(pairs: Any = ()) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        fill(found, [name, value])
+    return found
+
+
+BUILDERS: dict[Name, Callable[..., Any]] = {
+    Name("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    Name("torch._utils", "_rebuild_tensor"): _tensor,
+    Name("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
+    Name("torch._utils", "_rebuild_parameter_with_state"): lambda data, *rest: data,
+    Name("collections", "OrderedDict"): _pairs,
+    Name("torch", "Size"): lambda size: size if isinstance(size, tuple) else UNKNOWN,
 }
 
 
-class Reader(pickle.Unpickler):
-    """An unpickler that can build tensors and containers and nothing else."""
+def _reference(reference: Any) -> tuple[np.dtype | None, str, int, list[Any]]:
+    """(type, None if unknown; key; numbers; rest) of the note that stands for a storage."""
+    kind, dtype, key, _, numbers, *view = reference
+    if kind != "storage" or not isinstance(dtype, Name) or not isinstance(key, str) or type(numbers) is not int:
+        raise ValueError("a storage of no known kind")
+    return np.dtype(STORAGES[dtype.name]) if dtype.name in STORAGES else None, key, numbers, view
 
-    def __init__(self, file: io.BufferedIOBase, storage: Callable[[tuple], Storage]):
-        super().__init__(file, encoding="latin1")
-        self.storage = storage
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in BUILDERS:
-            return BUILDERS[module, name]
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        if module.split(".")[0] in INERT:
-            return type(name, (Placeholder,), {})
-        raise UserError(
-            f"Expected a .pth with tensors, this one asks for {module}.{name}: refused, nothing of it was executed. "
-            "Save the plain state dict again, or as safetensors."
-        )
+class PickledTensors(Mapping[str, Tensor]):
+    """Tensors by name. `wrapped`: they lay under "model" or "state_dict"."""
 
-    def persistent_load(self, reference: Any) -> Storage:
-        return self.storage(reference)
+    def __init__(self, tensors: dict[str, Tensor], wrapped: bool):
+        self.tensors, self.wrapped = tensors, wrapped
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
 
 
 def read_pickled(path: Path) -> PickledTensors:
@@ -124,76 +118,99 @@ def read_pickled(path: Path) -> PickledTensors:
     Raises:
       UserError: a broken file, one without tensors, or one that asks for anything but tensors.
     """
-    try:
-        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_stream(path)
-    except (pickle.UnpicklingError, EOFError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"Expected a .pth of torch.save, {path} cannot be read ({error}): fetch it again.") from error
-    wrapped = isinstance(content, dict) and any(key in content for key in ("model", "state_dict"))
-    if wrapped:
-        content = content.get("model", content.get("state_dict"))
-    tensors = {name: value for name, value in content.items() if isinstance(value, LazyTensor)} if content else {}
-    if not tensors:
-        raise UserError(f"Expected tensors by name in {path}, found none.")
-    return PickledTensors(tensors, wrapped)
+    with reading(path):
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+        content, held = _read_zip(path) if zipped else _read_stream(path)
+        wrapped = isinstance(content, dict) and any(key in content for key in ("model", "state_dict"))
+        if wrapped:
+            content = content.get("model", content.get("state_dict"))
+        named = content.items() if isinstance(content, dict) else ()
+        tensors = {name: value for name, value in named if isinstance(value, Tensor)}
+        if not tensors:
+            raise UserError(f"Expected tensors by name in {path}, found none.")
+        # Views of one storage may say more than there is; twice leaves room for weights that are used in two places.
+        if sum(tensor.nbytes for tensor in tensors.values()) > 2 * held:
+            raise UserError(f"Expected tensors of {held:,} bytes in {path}, they claim more: fetch it again.")
+        return PickledTensors(tensors, wrapped)
 
 
-class PickledTensors(Mapping[str, np.ndarray]):
-    """Tensors by name, each read when it is asked for. `wrapped`: they lay under "model" or "state_dict"."""
-
-    def __init__(self, tensors: dict[str, LazyTensor], wrapped: bool):
-        self.tensors, self.wrapped = tensors, wrapped
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.tensors[name].array()
-
-    def __iter__(self) -> Any:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-
-def _read_zip(path: Path) -> Any:
-    archive = zipfile.ZipFile(path)
-    index = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+def _read_zip(path: Path) -> tuple[Any, int]:
+    """(what was saved, bytes of the archive's members)."""
+    members = Members(path)
+    index = next((name for name in members.infos if name.endswith("/data.pkl")), None)
     if index is None:
         raise UserError(f"Expected an archive of torch.save, {path} is another kind of zip file.")
     folder = index.removesuffix("data.pkl")
+    storages: dict[tuple[str, np.dtype], Storage] = {}
 
-    def storage(reference: tuple) -> Storage:
-        _, dtype, key, *_ = reference
-        return Storage(dtype, lambda: archive.read(f"{folder}data/{key}"))
+    def storage(reference: Any) -> Any:
+        dtype, key, _, _ = _reference(reference)
+        if dtype is None:
+            return UNKNOWN
+        member = f"{folder}data/{key}"
+        numbers = members.size(member) // dtype.itemsize
+        return storages.setdefault(
+            (key, dtype), Storage(dtype, numbers, functools.partial(read, member, dtype, numbers))
+        )
 
-    return Reader(io.BytesIO(archive.read(index)), storage).load()
+    def read(member: str, dtype: np.dtype, numbers: int) -> np.ndarray:
+        with reading(path):
+            return members.read(member)[: numbers * dtype.itemsize].view(dtype)
+
+    return Machine(BUILDERS, storage).run(io.BytesIO(members.read(index).tobytes())), members.total
 
 
-def _read_stream(path: Path) -> Any:
+class _Clipped:
+    """A file that is not asked for more bytes than it has left, whatever a length in it says."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self.file, self.size, self.tell = file, size, file.tell
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(min(count, self.size - self.tell()))
+
+    def readline(self) -> bytes:
+        return self.file.readline(2**16)
+
+
+def _read_stream(path: Path) -> tuple[Any, int]:
     """PyTorch before 1.6: magic number, version, system, the object, the storages' keys, the storages."""
     storages: dict[str, Storage] = {}
 
-    def storage(reference: tuple) -> Storage:
-        _, dtype, key, _, _, *view = reference
+    def storage(reference: Any) -> Storage:
+        dtype, key, numbers, view = _reference(reference)
+        if dtype is None:
+            raise ValueError("a storage of no known kind")
         if view and view[0] is not None:
             raise UserError(f"Expected plain storages in {path}, found a view: save it again with a newer PyTorch.")
-        return storages.setdefault(key, Storage(dtype, bytes))
+        found = storages.setdefault(key, Storage(dtype, numbers, lambda: np.empty(0, dtype)))
+        if (found.dtype, found.numbers) != (dtype, numbers):
+            raise ValueError("two storages of one name")
+        return found
 
+    size = os.path.getsize(path)
     with path.open("rb") as file:
-        if Reader(file, storage).load() != LEGACY_MAGIC:
+        clipped, machine = _Clipped(file, size), Machine(BUILDERS, storage)
+        if machine.run(clipped) != LEGACY_MAGIC:
             raise UserError(f"Expected a file of torch.save, {path} is none.")
         for _ in range(2):
-            Reader(file, storage).load()
-        content = Reader(file, storage).load()
-        for key in Reader(file, storage).load():
-            numbers = int.from_bytes(file.read(8), "little")
-            place, length = file.tell(), numbers * storages[key].dtype.itemsize
-            storages[key].read = functools.partial(_bytes_of, path, place, length)
+            machine.run(clipped)
+        content = machine.run(clipped)
+        for key in machine.run(clipped):
+            found = storages[key]
+            numbers, place = int.from_bytes(file.read(8), "little"), file.tell()
+            length = numbers * found.dtype.itemsize
+            if numbers != found.numbers or place + length > size:
+                raise EOFError("the storages are cut off")
+            found.read = functools.partial(_read_storage, path, place, found.dtype, numbers)
             file.seek(length, 1)
-    return content
+    return content, size
 
 
-def _bytes_of(path: Path, place: int, length: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(place)
-        return file.read(length)
+def _read_storage(path: Path, place: int, dtype: np.dtype, numbers: int) -> np.ndarray:
+    with reading(path):
+        found = np.fromfile(path, np.uint8, numbers * dtype.itemsize, offset=place).view(dtype)
+        if len(found) != numbers:
+            raise EOFError("the storages are cut off")
+        return found

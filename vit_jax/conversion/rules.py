@@ -14,7 +14,9 @@ import numpy as np
 from einops import rearrange
 
 from vit_jax.contracts import UserError
+from vit_jax.conversion.tensors import FLOATS, Tensor
 
+MOST_NAMES = 500  # in one message: all of any model's, not all of a hostile file's
 Shape = tuple[int, ...]
 Arrays = list[np.ndarray]
 
@@ -98,70 +100,108 @@ def norm(theirs: str, ours: str) -> list[Rule]:
 
 
 def to_ours(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Tensor],
     table: Sequence[Rule | Fixed],
     shapes: Mapping[str, Shape],
     ignored: Sequence[str],
+    any_numbers: bool = False,
 ) -> dict[str, np.ndarray]:
     """Their tensors as our parameters, float32, every one of both sides used.
 
+    Everything is compared by name, shape and type before the first number is read and the first array made.
+    `any_numbers`: take whole numbers, the real part of complex ones, and numbers that are not finite.
+
     Raises:
-      UserError: names that are missing, left over or of another shape, all of them.
+      UserError: names that are missing, left over, of another shape or type, all of them; or numbers that are not finite.
     """
-    unused = {name for name in tensors if name not in ignored}
-    missing: list[str] = []
-    wrong: list[str] = []
+    _check(tensors, table, shapes, ignored, any_numbers)
+    wrong = [row.theirs for row in table if isinstance(row, Fixed) and not _equals(tensors[row.theirs], row.value)]
+    if wrong:
+        raise UserError(_mismatch({"of other numbers": [f"{name} (expected the sin-cos formula)" for name in wrong]}))
     params: dict[str, np.ndarray] = {}
-
-    def take(names: Sequence[str], layout: Layout, shape: Shape) -> np.ndarray | None:
-        unused.difference_update(names)
-        absent = [name for name in names if name not in tensors]
-        if absent:
-            missing.extend(absent)
-            return None
-        given = [np.asarray(tensors[name]) for name in names]
-        expected = [part.shape for part in layout.there(np.broadcast_to(np.float32(0), shape))]
-        if [part.shape for part in given] != expected:
-            wrong.extend(
-                f"{name} (expected {want}, got {part.shape})"
-                for name, part, want in zip(names, given, expected, strict=True)
-                if part.shape != want
-            )
-            return None
-        return layout.back([part.astype(np.float32, copy=False) for part in given], shape)
-
     for row in table:
         if isinstance(row, Fixed):
-            value = take([row.theirs], SAME, row.value.shape)
-            if value is not None and not np.allclose(value, row.value, atol=1e-5):
-                wrong.append(f"{row.theirs} (expected the sin-cos formula, got other numbers)")
             continue
         shape = shapes[row.ours]
         if "{i}" not in row.theirs[0]:
-            value = take(row.theirs, row.layout, shape)
-            if value is not None:
-                params[row.ours] = np.ascontiguousarray(value)
+            found = [_numbers(name, tensors[name], any_numbers) for name in row.theirs]
+            params[row.ours] = np.ascontiguousarray(row.layout.back(found, shape))
             continue
-        stacked = np.empty(shape, np.float32)
+        params[row.ours] = np.empty(shape, np.float32)
         for block in range(shape[0]):
-            value = take([name.format(i=block) for name in row.theirs], row.layout, shape[1:])
-            if value is not None:
-                stacked[block] = value
-        params[row.ours] = stacked
-    uncovered = sorted(set(shapes) - {row.ours for row in table if isinstance(row, Rule)})
-    if missing or unused or wrong or uncovered:
-        raise UserError(_mismatch(missing, sorted(unused), wrong, uncovered))
+            names = [name.format(i=block) for name in row.theirs]
+            found = [_numbers(name, tensors[name], any_numbers) for name in names]
+            params[row.ours][block] = row.layout.back(found, shape[1:])
     return params
 
 
-def _mismatch(missing: list[str], unused: list[str], wrong: list[str], uncovered: list[str]) -> str:
-    parts = [
-        f"{len(names)} {what}: {', '.join(names)}"
-        for what, names in (
-            ("missing", missing), ("not used", unused), ("of another shape", wrong), ("of ours without a rule", uncovered)
+def _numbers(name: str, tensor: Tensor, any_numbers: bool) -> np.ndarray:
+    """As float32."""
+    with np.errstate(all="ignore"):  # a float64 beyond float32 becomes infinite, which is found below
+        numbers = np.asarray(tensor)
+        numbers = (numbers.real if numbers.dtype.kind == "c" else numbers).astype(np.float32, copy=False)
+    if not any_numbers and not (finite := np.isfinite(numbers)).all():
+        raise UserError(
+            f"Expected finite numbers, {name} has {finite.size - int(finite.sum()):,} of {finite.size:,} that are not: "
+            "fetch the file again, or load it all the same with any_numbers=True."
         )
-        if names
-    ]  # fmt: skip
+    return numbers
+
+
+def _equals(tensor: Tensor, value: np.ndarray) -> bool:
+    return bool(np.allclose(np.asarray(tensor, np.float32), value, atol=1e-5))
+
+
+def _check(
+    tensors: Mapping[str, Tensor],
+    table: Sequence[Rule | Fixed],
+    shapes: Mapping[str, Shape],
+    ignored: Sequence[str],
+    any_numbers: bool,
+) -> None:
+    unused = {name for name in tensors if name not in ignored}
+    missing: list[str] = []
+    misshapen: list[str] = []
+    mistyped: list[str] = []
+
+    def compare(names: Sequence[str], expected: Sequence[Shape]) -> None:
+        for name, want in zip(names, expected, strict=True):
+            unused.discard(name)
+            if name not in tensors:
+                missing.append(name)
+            elif tensors[name].shape != want:
+                misshapen.append(f"{name} (expected {want}, got {tensors[name].shape})")
+            elif not any_numbers and tensors[name].dtype.newbyteorder("=") not in FLOATS:
+                mistyped.append(f"{name} ({tensors[name].dtype})")
+
+    for row in table:
+        if isinstance(row, Fixed):
+            compare([row.theirs], [row.value.shape])
+            continue
+        stacked = "{i}" in row.theirs[0]
+        shape = shapes[row.ours]
+        one = np.broadcast_to(np.float32(0), shape[1:] if stacked else shape)  # no memory but one number's
+        expected = [part.shape for part in row.layout.there(one)]
+        for block in range(shape[0] if stacked else 1):
+            compare([name.format(i=block) for name in row.theirs], expected)
+    uncovered = sorted(set(shapes) - {row.ours for row in table if isinstance(row, Rule)})
+    wrong = {
+        "missing": missing,
+        "not used": sorted(unused),
+        "of another shape": misshapen,
+        "of no floating-point numbers (any_numbers=True takes them)": mistyped,
+        "of ours without a rule": uncovered,
+    }
+    if any(wrong.values()):
+        raise UserError(_mismatch(wrong))
+
+
+def _mismatch(wrong: Mapping[str, Sequence[str]]) -> str:
+    parts = []
+    for what, names in wrong.items():
+        more = f", and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+        if names:
+            parts.append(f"{len(names)} {what}: {', '.join(name[:200] for name in names[:MOST_NAMES])}{more}")
     return (
         "Expected every tensor of the file and of the model to match, they do not. "
         + "; ".join(parts)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from vit_jax.contracts import Config, UserError
-from vit_jax.conversion.describe import IMAGENET, Description, blocks_of, grid_rows, heads_of
+from vit_jax.conversion.describe import IMAGENET, Description, blocks_of, grid_rows, heads_of, shape_of
 from vit_jax.conversion.files import Archive
 from vit_jax.conversion.rules import BATCHED, FLAT, SAME, Fixed, Rule, linear, norm, torch_patches, transposed
+from vit_jax.conversion.tensors import Tensor
+from vit_jax.conversion.told import MOST_HEADS, SMALLEST_STD, Told
 from vit_jax.models.registry import mae_config, vit_config
 from vit_jax.models.vit import positions_table
 
@@ -99,33 +101,24 @@ def normalised(archive: Archive) -> Archive:
     for name in archive.tensors:
         bare = name.removeprefix(prefix)
         spelled[re.sub(r"\.gamma_([12])$", r".ls\1.gamma", bare)] = name
-    return archive._replace(tensors=Renamed(archive.tensors, spelled))
+    return archive._replace(tensors=renamed(archive.tensors, spelled))
 
 
-class Renamed(Mapping[str, np.ndarray]):
-    """The same tensors under other names."""
-
-    def __init__(self, tensors: Mapping[str, np.ndarray], names: dict[str, str]):
-        self.tensors, self.names = tensors, names
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.tensors[self.names[name]]
-
-    def __iter__(self) -> Any:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
+def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The same tensors under the names that are the keys of `names`; none may get lost by that."""
+    if len(names) != len(tensors):
+        raise UserError("Expected every tensor once, some are there under two spellings of one name.")
+    return {name: tensors[stored] for name, stored in names.items()}
 
 
-def describe(archive: Archive, given: Mapping[str, Any], file_name: str) -> Description:
+def describe(archive: Archive, given: Told, file_name: str) -> Description:
     """What names and shapes tell, and where they do not, `given` and the usual settings of the source."""
     tensors = archive.tensors
-    width, channels, *patch = tensors["patch_embed.proj.weight"].shape
+    width, channels, *patch = shape_of(tensors, "patch_embed.proj.weight", 4)
     mae = "decoder_embed.weight" in tensors
     prefix = int("cls_token" in tensors) + int("dist_token" in tensors)
     num_layers = blocks_of(tensors, "blocks")
-    rows = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else None
+    rows = shape_of(tensors, "pos_embed", 3)[1] if "pos_embed" in tensors else None
     grid, cls_position = grid_rows(rows, prefix, given, tuple(patch))
     pooled = "fc_norm.weight" in tensors
     model: dict[str, Any] = {
@@ -135,7 +128,7 @@ def describe(archive: Archive, given: Mapping[str, Any], file_name: str) -> Desc
         "transformer": {
             "num_layers": num_layers,
             "num_heads": heads_of(width, given),
-            "mlp_dim": tensors["blocks.0.mlp.fc1.weight"].shape[0],
+            "mlp_dim": shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)[0],
             "layer_scale": 1e-4 if "blocks.0.ls1.gamma" in tensors else 0.0,
         },
         "classifier": "gap" if pooled or mae or not prefix else "token",
@@ -143,7 +136,9 @@ def describe(archive: Archive, given: Mapping[str, Any], file_name: str) -> Desc
         "dist_token": "dist_token" in tensors,
         "cls_position": cls_position,
         "norm_after_pool": pooled,
-        "representation_size": tensors["pre_logits.fc.weight"].shape[0] if "pre_logits.fc.weight" in tensors else None,
+        "representation_size": shape_of(tensors, "pre_logits.fc.weight", 2)[0]
+        if "pre_logits.fc.weight" in tensors
+        else None,
         "positions": "none" if rows is None else "sincos2d_mae" if mae else "learn",
         "train_positions": not mae,
         "activation": "gelu_erf",
@@ -152,39 +147,39 @@ def describe(archive: Archive, given: Mapping[str, Any], file_name: str) -> Desc
     }
     fields: dict[str, Any] = {"model": model, "pp": _preprocessing(archive, channels, patch, grid)}
     if mae:
-        light = tensors["decoder_embed.weight"].shape[0]
+        light = shape_of(tensors, "decoder_embed.weight", 2)[0]
         fields["objective"] = "mae"
         fields["mae"] = {
             # MAE's demo files `mae_visualize_*` predict raw pixels, the others normalised ones.
-            "normalised_target": given.get("normalised_target", "visualize" not in file_name),
+            "normalised_target": given.truth("normalised_target", "visualize" not in file_name),
             "num_visible": max(1, grid[0] * grid[1] // 4),
             "decoder": {
                 "hidden_size": light,
                 "num_layers": blocks_of(tensors, "decoder_blocks"),
-                "num_heads": given.get("decoder_num_heads", 16),
-                "mlp_dim": tensors["decoder_blocks.0.mlp.fc1.weight"].shape[0],
+                "num_heads": given.whole("decoder_num_heads", 16, most=MOST_HEADS),
+                "mlp_dim": shape_of(tensors, "decoder_blocks.0.mlp.fc1.weight", 2)[0],
             },
         }
-    classes = tensors["head.weight"].shape[0] if "head.weight" in tensors else None
+    classes = shape_of(tensors, "head.weight", 2)[0] if "head.weight" in tensors else None
     return Description("mae" if mae or archive.wrapped else "timm", fields, classes)
 
 
 def _preprocessing(archive: Archive, channels: int, patch: list[int], grid: tuple[int, int]) -> dict[str, Any]:
     """timm's `config.json` beside the file decides; else ImageNet statistics (MAE, DeiT) or [-1, 1] (timm's AugReg)."""
     crop = (grid[0] * patch[0], grid[1] * patch[1])
-    told = archive.settings.get("pretrained_cfg", {})
-    mean, std = IMAGENET if archive.wrapped else ((0.5,), (0.5,))
+    told = archive.settings.section("pretrained_cfg")
+    mean, std = IMAGENET if archive.wrapped and channels == 3 else ((0.5,), (0.5,))
     # DeiT III, and everything above 224 pixels, is evaluated on the whole picture.
     whole = min(crop) > 224 or "blocks.0.ls1.gamma" in archive.tensors
-    share = told.get("crop_pct", 1.0 if whole else 0.875 if archive.wrapped else 0.9)
-    interpolation = told.get("interpolation", "bicubic")
+    share = told.number("crop_pct", 1.0 if whole else 0.875 if archive.wrapped else 0.9, least=0.1, most=2.0)
+    interpolation = told.word("interpolation", "bicubic")
     if interpolation not in ("bilinear", "bicubic", "lanczos"):
         raise UserError(f"Expected an interpolation of bilinear, bicubic, lanczos in config.json, got {interpolation}.")
     return {
         "crop": crop[0] if crop[0] == crop[1] else crop,
         "resize": round(min(crop) / share),
         "channels": channels,
-        "mean": tuple(told.get("mean", mean)),
-        "std": tuple(told.get("std", std)),
+        "mean": told.numbers("mean", mean, count=channels, least=-1000.0),
+        "std": told.numbers("std", std, count=channels, least=SMALLEST_STD),
         "interpolation": interpolation,
     }

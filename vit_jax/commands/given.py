@@ -1,0 +1,23 @@
+"""What a file of weights cannot show, as arguments of every command that takes weights."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+FIELDS = ("num_heads", "decoder_num_heads", "any_numbers")
+
+
+def add_given(parser: argparse.ArgumentParser) -> None:
+    """Arguments for what `vit_jax.load` takes by the same names."""
+    group = parser.add_argument_group("for other people's files")
+    group.add_argument("--num_heads", type=int, help="of a width that was not published: files do not show it")
+    group.add_argument("--decoder_num_heads", type=int, help="of a masked autoencoder's decoder (default 16)")
+    group.add_argument(
+        "--any_numbers", action="store_true", default=None, help="take complex, whole and non-finite numbers too"
+    )
+
+
+def given_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Those that were given."""
+    return {name: value for name in FIELDS if (value := getattr(args, name)) is not None}
