@@ -10,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from vit_jax.contracts import Record, UserError, first_line
-from vit_jax.data.folders import PICTURE_SUFFIXES, folder_records
+from vit_jax.data.folders import folder_records
 
-__all__ = ["PICTURE_SUFFIXES", "Source", "open_source"]
+__all__ = ["Source", "open_source"]
 
 
 @runtime_checkable
