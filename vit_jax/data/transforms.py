@@ -14,7 +14,7 @@ from PIL import Image
 
 from vit_jax.contracts import Config, Record, UserError
 from vit_jax.data.augment import RandAugment, erase
-from vit_jax.data.decoding import decode, open_picture
+from vit_jax.data.decoding import MODES, decode, open_picture
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -55,7 +55,20 @@ class Preprocess:
             raise UserError(f"Expected pp.train_crop of {TRAIN_CROPS}, got {pp['train_crop']!r}.")
         if min(crop) < 1 or (pp["resize"] is not None and pp["resize"] < 1):
             raise UserError(f"Expected positive sizes, got pp.crop {crop} and pp.resize {pp['resize']}.")
-        fill = tuple(round(255 * value) for value in np.broadcast_to(pp["mean"], (pp["channels"],)))
+        channels = pp["channels"]
+        for field in ("mean", "std"):
+            if len(pp[field]) not in (1, channels):
+                raise UserError(
+                    f"Expected 1 or {channels} numbers in pp.{field} for pp.channels={channels}, got {pp[field]}."
+                )
+        for field in ("crop_area", "crop_aspect"):
+            if len(pp[field]) != 2 or not 0 < pp[field][0] <= pp[field][1]:
+                raise UserError(f"Expected a lower and an upper bound above 0 in pp.{field}, got {pp[field]}.")
+        if pp["randaugment"] and channels not in MODES:
+            raise UserError(
+                f"Expected pp.channels of {', '.join(map(str, MODES))} for pp.randaugment, got {channels}: change either."
+            )
+        fill = tuple(round(255 * value) for value in np.broadcast_to(pp["mean"], (channels,)))
         return cls(
             crop=crop,
             resize=pp["resize"],
@@ -66,7 +79,7 @@ class Preprocess:
             randaugment=RandAugment.parse(pp["randaugment"], fill) if pp["randaugment"] else None,
             erasing=pp["erasing"],
             interpolation=pp["interpolation"],
-            channels=pp["channels"],
+            channels=channels,
             mean=tuple(pp["mean"]),
             std=tuple(pp["std"]),
         )
