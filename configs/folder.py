@@ -11,9 +11,12 @@ depend on your pictures; CIFAR-10 as such a folder is in docs/results.md.
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import pathlib
 import struct
+from collections.abc import Iterator
 
 from configs import common, models
 
@@ -68,29 +71,68 @@ def epochs(count: int, few: int) -> int:
 
 
 def look_at(folder: pathlib.Path) -> tuple[int, int]:
-    """(number of pictures, median short side of some of them); a prepared data set counts as 50,000 of 224 pixels."""
+    """(number of pictures, median short side of some of them); of a prepared data set, what is written in it."""
     if not folder.is_dir():
         raise ValueError(f"Expected a folder of pictures, {folder} is none.")
-    # os.walk, because a folder may be a link to one on another disk, which pathlib's rglob does not enter.
-    files = [pathlib.Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names]
-    if any(path.name == "dataset_info.json" for path in files):
-        return 50_000, 224
-    paths = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+    for level in ("", "*/", "*/*/"):  # as the data room looks for it: the version's folder, or up to two above it
+        if found := sorted(folder.glob(f"{level}dataset_info.json")):
+            return look_at_prepared(found[-1].parent)
+    paths = sorted(pictures_below(folder))
     if not paths:
         raise ValueError(f"Expected pictures in {folder}, found none.")
     sides = sorted(side for path in paths[:: max(1, len(paths) // 50)] if (side := short_side(path)))
     return len(paths), sides[len(sides) // 2] if sides else 224
 
 
+def look_at_prepared(version: pathlib.Path) -> tuple[int, int]:
+    """What `vit-jax prepare` saw in the folder it was given; of TFDS's own sets the count, and the size if all have one."""
+    written = version / "metadata.json"
+    metadata = json.loads(written.read_text()) if written.is_file() else {}
+    if {"pictures", "short_side"} <= metadata.keys():
+        return metadata["pictures"], metadata["short_side"]
+    splits = json.loads((version / "dataset_info.json").read_text())["splits"]
+    count = sum(int(length) for split in splits for length in split["shardLengths"])
+    features = json.loads((version / "features.json").read_text())["featuresDict"]["features"]
+    size = [int(text) for text in features["image"]["image"]["shape"]["dimensions"][:2]]
+    if min(size) > 0:  # -1: each its own
+        return count, min(size)
+    logging.getLogger("vit_jax").warning(
+        "%s does not say how large its pictures are: taken for 224 pixels; prepare it again, or set pp.crop", version
+    )
+    return count, 224
+
+
+def pictures_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Links to folders are followed (classes may lie on another disk), each folder once: links in circles end."""
+    entered = {(status.st_dev, status.st_ino) for status in map(os.stat, folder.resolve().parents)}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        new = (status.st_dev, status.st_ino) not in entered
+        entered.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if new and not name.startswith("."))
+        for name in names if new else ():
+            if not name.startswith(".") and pathlib.Path(name).suffix.lower() in SUFFIXES:
+                yield pathlib.Path(place, name)
+
+
 def short_side(path: pathlib.Path) -> int | None:
-    """Short side of a JPEG or PNG from its header; None for what is neither."""
-    data = path.read_bytes()[:65536]
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return min(struct.unpack(">II", data[16:24]))
-    place = 2
-    while data[:2] == b"\xff\xd8" and place + 9 < len(data):
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):
-            return min(struct.unpack(">HH", data[place + 5 : place + 9]))
-        place += 2 + length
-    return None
+    """Short side of a JPEG or PNG from its header; None for what is neither, damaged, or no regular file."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            start = file.read(24)
+            if start[:8] == b"\x89PNG\r\n\x1a\n":
+                return min(struct.unpack(">II", start[16:24]))
+            if start[:2] != b"\xff\xd8":
+                return None
+            file.seek(2)
+            while True:
+                mark, marker, length = struct.unpack(">BBH", file.read(4))
+                if mark != 0xFF or length < 2:
+                    return None
+                if marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):
+                    return min(struct.unpack(">xHH", file.read(5)))
+                file.seek(length - 2, os.SEEK_CUR)
+    except (OSError, struct.error):  # it cannot be read, or ends too early
+        return None

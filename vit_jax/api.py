@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from vit_jax import configuration
-from vit_jax.contracts import Record, UserError
+from vit_jax.contracts import UserError
 from vit_jax.conversion.convert import refit
 from vit_jax.data.decoding import UnreadablePicture
+from vit_jax.data.given import records_of
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.features import Form, layer_features
 from vit_jax.models.mae import MAE
@@ -80,22 +81,32 @@ class Trained:
     step: int
     notes: tuple[str, ...] = ()  # what loading replaced: a new head, resampled positions
 
-    def preprocess(self, pictures: list[Any]) -> np.ndarray:
-        """Paths, encoded bytes or uint8 arrays (H, W, c) -> uint8 "b H W c", cropped as in this run's evaluation."""
+    def preprocess(self, pictures: Any) -> np.ndarray:
+        """Pictures -> uint8 "b H W c", cropped as in this run's evaluation.
+
+        Args:
+          pictures: a path, encoded bytes, a Pillow picture, a uint8 array (H, W) or (H, W, c) of 1, 3 or 4 channels; or
+            a list of such, or an array (b, H, W, c). One picture is a batch of one.
+
+        Raises:
+          UserError: anything else, or a picture that cannot be read.
+        """
         evaluate = Preprocess.from_config(self.config["pp"]).evaluate
         try:
-            return np.stack([evaluate(as_record(picture)) for picture in pictures])
+            return np.stack([evaluate(record) for record in records_of(pictures)])
         except UnreadablePicture as error:
             raise UserError(f"Expected pictures, this one cannot be read: {error}.") from error
 
-    def pixels(self, pictures: list[Any]) -> jax.Array:
-        """Preprocessed and normalised: what the model takes."""
-        return normalise(
-            jax.numpy.asarray(self.preprocess(pictures)), self.config["pp"]["mean"], self.config["pp"]["std"]
-        )
+    def pixels(self, pictures: Any) -> jax.Array:
+        """Pictures (see `preprocess`) -> preprocessed and normalised: what the model takes."""
+        return self.normalised(self.preprocess(pictures))
 
-    def __call__(self, pictures: list[Any]) -> jax.Array:
-        """Logits "b num_classes"; for a masked autoencoder the encoded tokens "b t d" of whole pictures."""
+    def normalised(self, images: np.ndarray) -> jax.Array:
+        """What `preprocess` gave -> what the model takes."""
+        return normalise(jax.numpy.asarray(images), self.config["pp"]["mean"], self.config["pp"]["std"])
+
+    def __call__(self, pictures: Any) -> jax.Array:
+        """Logits "b num_classes" of pictures (see `preprocess`); of a masked autoencoder the encoded tokens "b t d"."""
         encoder = self.encoder
         return encoder(self.pixels(pictures)) if encoder is self.model else encoder.features(self.pixels(pictures))
 
@@ -103,18 +114,6 @@ class Trained:
     def encoder(self) -> ViT:
         """The ViT, of a masked autoencoder its encoder."""
         return self.model.encoder if isinstance(self.model, MAE) else self.model
-
-
-def as_record(picture: Any) -> Record:
-    """A path, bytes or an array as the data room's record."""
-    if isinstance(picture, str | Path):
-        try:
-            return Record(Path(picture).read_bytes(), -1, str(picture))
-        except OSError as error:
-            raise UserError(
-                f"Expected a picture, {picture} cannot be read ({error.strerror}): fix the path."
-            ) from error
-    return Record(picture, -1, "picture")
 
 
 def load(
@@ -160,7 +159,7 @@ def features(
 
     Args:
       model: what `load` or `create` gave; of a masked autoencoder its encoder is used.
-      images: pixels "b H W c" as the model takes them; or, with what `load` gave, pictures: paths, bytes, uint8 arrays.
+      images: with what `load` gave, pictures as `Trained.preprocess` takes them; with a model itself, pixels "b H W c".
       layers: blocks from 0, or from the end with -1.
       form: "tokens" (b, tokens, d), "NHWC" (b, rows, columns, d) for dense use, "pooled" (b, d).
 
@@ -168,8 +167,12 @@ def features(
       UserError: a layer that the model does not have, or another form.
     """
     if isinstance(model, Trained):
-        images = model.pixels(images) if isinstance(images, list) else images
-        model = model.model
+        images, model = model.pixels(images), model.model
+    elif getattr(images, "ndim", None) != 4:
+        raise UserError(
+            f'Expected an array of pixels "b H W c" for a model, got {getattr(images, "shape", type(images).__name__)}: '
+            "pictures are taken with what `load` gave."
+        )
     encoder = model.encoder if isinstance(model, MAE) else model
     try:
         return layer_features(encoder, jax.numpy.asarray(images), layers, form)

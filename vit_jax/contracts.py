@@ -11,10 +11,13 @@ Axis letters, used in every shape of the project (index axes from the right):
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @runtime_checkable
@@ -36,7 +39,7 @@ class UserError(ValueError):
 class Record(NamedTuple):
     """One example as a source holds it: an encoded or decoded picture, and a class id (-1: no label)."""
 
-    image: bytes | UInt8[np.ndarray, "H W c"]
+    image: bytes | UInt8[np.ndarray, "H W c"] | Image
     label: int
     name: str  # where it came from, for messages: a path, or "dataset[index]"
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from vit_jax.api import load
 from vit_jax.commands.given import add_given, given_of
+from vit_jax.commands.pictures import Pictures, at_least_one
 from vit_jax.contracts import UserError
-from vit_jax.data.sources import PICTURE_SUFFIXES
 from vit_jax.evaluation.features import pooled_features
 
 
@@ -20,44 +23,54 @@ def run(argv: list[str]) -> int:
     parser.add_argument("pictures", nargs="+", help="pictures, or folders of them")
     parser.add_argument("--out", default="features.npz", help=".npz or .parquet")
     parser.add_argument("--pool", choices=("mean", "cls", "model"), default="mean")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=at_least_one, default=64, help="pictures at a time (default 64)")
     add_given(parser)
     args = parser.parse_args(argv)
 
     out = Path(args.out)
     if out.suffix not in (".npz", ".parquet"):
         raise UserError(f"Expected --out ending in .npz or .parquet, got {args.out}.")
-    paths = [path for given in args.pictures for path in pictures_in(Path(given))]
-    trained = load(args.workdir, **given_of(args))
-    try:
-        rows = [
-            np.asarray(pooled_features(trained.encoder, trained.pixels(paths[start : start + args.batch]), args.pool))
-            for start in range(0, len(paths), args.batch)
-        ]
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    write(out, [str(path) for path in paths], np.concatenate(rows))
-    print(f"{out}: {len(paths)} pictures x {rows[0].shape[1]} numbers, step {trained.step}")
+    pictures = Pictures(args.pictures)
+    with written_whole(out) as file:
+        trained = load(args.workdir, **given_of(args))
+        names: list[str] = []
+        rows: list[np.ndarray] = []
+        try:
+            for found, images in pictures.batches(trained, args.batch):
+                names += found
+                rows.append(np.asarray(pooled_features(trained.encoder, trained.normalised(images), args.pool)))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        pictures.say_left_out()
+        write(file, out.suffix, names, np.concatenate(rows))
+    print(f"{out}: {len(names)} pictures x {rows[0].shape[1]} numbers, step {trained.step}")
     return 0
 
 
-def pictures_in(place: Path) -> list[Path]:
-    """A picture itself, or all in a folder, sorted."""
-    if not place.is_dir():
-        return [place]
-    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
-    if not found:
-        raise UserError(f"Expected pictures in {place}, found none: give a folder of pictures.")
-    return found
+@contextlib.contextmanager
+def written_whole(out: Path) -> Iterator[IO[bytes]]:
+    """A file that is tried at once, and takes its name (also an older file's) when it is whole."""
+    part = out.with_name(out.name + ".part")
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(None, "a folder of that name is there")
+        with part.open("wb") as file:
+            yield file
+        part.replace(out)
+    except OSError as error:
+        raise UserError(f"Expected to write {out}, it failed ({error.strerror or error}): change --out.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
-def write(out: Path, names: list[str], features: np.ndarray) -> None:
+def write(file: IO[bytes], suffix: str, names: list[str], features: np.ndarray) -> None:
     """Arrays `name` and `feature` (.npz), or a table of the two columns (.parquet)."""
-    if out.suffix == ".npz":
-        np.savez(out, name=np.asarray(names), feature=features)
+    if suffix == ".npz":
+        np.savez(file, name=np.asarray(names), feature=features)
         return
     import pyarrow
     from pyarrow import parquet
 
     column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.reshape(-1)), features.shape[1])
-    parquet.write_table(pyarrow.table({"name": names, "feature": column}), out)
+    parquet.write_table(pyarrow.table({"name": names, "feature": column}), file)

@@ -1,4 +1,4 @@
-"""`vit-jax predict WORKDIR PICTURE...`: class names and probabilities, preprocessed as in the run's evaluation."""
+"""`vit-jax predict WORKDIR PICTURE-or-FOLDER...`: class names and probabilities, preprocessed as in evaluation."""
 
 from __future__ import annotations
 
@@ -9,32 +9,25 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vit_jax.api import Trained, load
+from vit_jax.api import load
 from vit_jax.commands.given import add_given, given_of
+from vit_jax.commands.pictures import Pictures, at_least_one
 from vit_jax.contracts import UserError
+from vit_jax.data.decoding import printable
 from vit_jax.models.vit import ViT
-
-
-def probabilities(trained: Trained, pictures: list, batch: int = 64) -> np.ndarray:
-    """Rows of probabilities: softmax, or sigmoids for a run trained with them."""
-    squash = jax.nn.sigmoid if trained.config["loss"] == "sigmoid" else jax.nn.softmax
-    model = nnx.jit(lambda model, pixels: squash(model(pixels)))
-    rows = [
-        np.asarray(model(trained.model, trained.pixels(pictures[start : start + batch])))
-        for start in range(0, len(pictures), batch)
-    ]
-    return np.concatenate(rows)
 
 
 def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="vit-jax predict", description=__doc__)
     parser.add_argument("workdir")
-    parser.add_argument("pictures", nargs="+")
-    parser.add_argument("--top", type=int, default=5, help="classes a picture (default 5)")
+    parser.add_argument("pictures", nargs="+", help="pictures, or folders of them")
+    parser.add_argument("--top", type=at_least_one, default=5, help="classes a picture (default 5)")
+    parser.add_argument("--batch", type=at_least_one, default=64, help="pictures at a time (default 64)")
     parser.add_argument("--json", action="store_true", help="one JSON object a picture")
     add_given(parser)
     args = parser.parse_args(argv)
 
+    pictures = Pictures(args.pictures)
     trained = load(args.workdir, **given_of(args))
     classes = trained.model.cfg.num_classes if isinstance(trained.model, ViT) else None
     if not classes:
@@ -43,11 +36,15 @@ def run(argv: list[str]) -> int:
             "use `vit-jax reconstruct` or `embed`, or fine-tune it with config.init_from."
         )
     names = trained.class_names or tuple(f"class {number}" for number in range(classes))
-    for picture, row in zip(args.pictures, probabilities(trained, args.pictures), strict=True):
-        best = np.argsort(-row)[: args.top]
-        named = {names[place]: float(row[place]) for place in best}
-        if args.json:
-            print(json.dumps({"picture": picture, "probabilities": named}))
-        else:
-            print(f"{picture}  " + "  ".join(f"{name} {value:.1%}" for name, value in named.items()))
+    squash = jax.nn.sigmoid if trained.config["loss"] == "sigmoid" else jax.nn.softmax
+    probabilities = nnx.jit(lambda model, pixels: squash(model(pixels)))
+    for found, images in pictures.batches(trained, args.batch):
+        rows = np.asarray(probabilities(trained.model, trained.normalised(images)))
+        for picture, row in zip(found, rows, strict=True):
+            named = {names[place]: float(row[place]) for place in np.argsort(-row)[: args.top]}
+            if args.json:
+                print(json.dumps({"picture": picture, "probabilities": named}))
+            else:
+                print(f"{picture}  " + "  ".join(f"{printable(name)} {value:.1%}" for name, value in named.items()))
+    pictures.say_left_out()
     return 0

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+from pathlib import Path
 
+from vit_jax import configuration
+from vit_jax.contracts import UserError
 from vit_jax.data.prepare import prepare
 
 
@@ -13,7 +17,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("out")
     parser.add_argument("--seed", type=int, default=0, help="of the split, where the folder has none")
     args = parser.parse_args(argv)
-    summary = prepare(args.folder, args.out, seed=args.seed)
+    summary = prepare(args.folder, args.out, seed=args.seed, metadata=seen(Path(args.folder)))
     for name, count in summary["splits"].items():
         print(f"{name:6s} {count} pictures")
     classes = summary["classes"]
@@ -24,3 +28,13 @@ def run(argv: list[str]) -> int:
         f"next: vit-jax train --workdir=runs/mine --config=folder.py:{'scratch' if classes else 'pretrain'},{args.out}"
     )
     return 0
+
+
+def seen(folder: Path) -> dict[str, int]:
+    """What the recipe `folder.py` sees in a folder, to be found in its prepared twin: both are trained alike."""
+    configuration.use_recipes()
+    try:
+        count, side = importlib.import_module("configs.folder").look_at(folder)
+    except ValueError as error:
+        raise UserError(f"{error} Fix the path.") from error
+    return {"pictures": count, "short_side": side}

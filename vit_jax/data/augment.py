@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,19 @@ def _enhance(kind: Any) -> Operation:
     return apply
 
 
+def _colours(operation: Operation) -> Operation:
+    """An operation on the colours alone: transparency stays as it is (Pillow refuses most of these for RGBA)."""
+
+    def apply(picture: Image.Image, level: float, rng: np.random.Generator, resample: Any, fill: Fill) -> Image.Image:
+        if picture.mode != "RGBA":
+            return operation(picture, level, rng, resample, fill)
+        changed = operation(picture.convert("RGB"), level, rng, resample, fill)
+        changed.putalpha(picture.getchannel("A"))
+        return changed
+
+    return apply
+
+
 def _plain(function: Callable[[Image.Image], Image.Image]) -> Operation:
     return lambda picture, level, rng, resample, fill: function(picture)
 
@@ -67,17 +81,17 @@ def _solarize_add(picture: Image.Image, level: float, *_: Any) -> Image.Image:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "AutoContrast": _plain(ImageOps.autocontrast),
-    "Equalize": _plain(ImageOps.equalize),
-    "Invert": _plain(ImageOps.invert),
+    "AutoContrast": _colours(_plain(ImageOps.autocontrast)),
+    "Equalize": _colours(_plain(ImageOps.equalize)),
+    "Invert": _colours(_plain(ImageOps.invert)),
     "Rotate": _rotate,
-    "Posterize": _posterize,
-    "Solarize": _solarize,
-    "SolarizeAdd": _solarize_add,
-    "Color": _enhance(ImageEnhance.Color),
-    "Contrast": _enhance(ImageEnhance.Contrast),
-    "Brightness": _enhance(ImageEnhance.Brightness),
-    "Sharpness": _enhance(ImageEnhance.Sharpness),
+    "Posterize": _colours(_posterize),
+    "Solarize": _colours(_solarize),
+    "SolarizeAdd": _colours(_solarize_add),
+    "Color": _colours(_enhance(ImageEnhance.Color)),
+    "Contrast": _colours(_enhance(ImageEnhance.Contrast)),
+    "Brightness": _colours(_enhance(ImageEnhance.Brightness)),
+    "Sharpness": _colours(_enhance(ImageEnhance.Sharpness)),
     "ShearX": _affine(lambda picture, amount: (1, amount, 0, 0, 1, 0), 0.3),
     "ShearY": _affine(lambda picture, amount: (1, 0, 0, amount, 1, 0), 0.3),
     "TranslateXRel": _affine(lambda picture, amount: (1, 0, amount * picture.width, 0, 1, 0), 0.45),
@@ -99,17 +113,20 @@ class RandAugment:
     @classmethod
     def parse(cls, text: str, fill: Fill) -> RandAugment:
         """timm's names: "rand-m9-mstd0.5-inc1", with m, n, mstd, p. inc1 (increasing severity) is the only kind here."""
+        wrong = f'Expected pp.randaugment such as "rand-m9-mstd0.5-inc1", got {text!r}'
         values = {"m": 9.0, "n": 2.0, "mstd": 0.0, "p": 0.5}
         kind, *parts = text.split("-")
-        for part in parts:
-            name = part.rstrip("0123456789.")
-            if name == "inc" and part == "inc1":
-                continue
-            if name not in values or part == name:
-                raise UserError(f'Expected pp.randaugment such as "rand-m9-mstd0.5-inc1", got {text!r} (at {part!r}).')
-            values[name] = float(part.removeprefix(name))
         if kind != "rand":
-            raise UserError(f'Expected pp.randaugment beginning with "rand-", got {text!r}.')
+            raise UserError(f'{wrong}: it begins with "rand-".')
+        for part in parts:
+            if part == "inc1":
+                continue
+            found = re.fullmatch(r"(mstd|m|n|p)(\d+(?:\.\d+)?)", part)
+            if not found:
+                raise UserError(f"{wrong} (at {part!r}).")
+            values[found[1]] = float(found[2])
+        if values["m"] > MAX_LEVEL or values["p"] > 1 or not values["n"].is_integer():
+            raise UserError(f"{wrong}: m is at most {MAX_LEVEL:.0f}, p at most 1 and n a whole number.")
         return cls(values["m"], int(values["n"]), values["mstd"], values["p"], fill)
 
     def __call__(self, picture: Image.Image, rng: np.random.Generator, resample: Any) -> Image.Image:

@@ -20,13 +20,16 @@ MAX_UNREADABLE = 0.01
 KEPT_FORMATS = ("JPEG", "PNG")  # what TFDS's image feature can hold; others are written as PNG
 
 
-def prepare(folder: str | Path, out: str | Path, *, seed: int = 0) -> dict[str, Any]:
+def prepare(
+    folder: str | Path, out: str | Path, *, seed: int = 0, metadata: dict[str, int] | None = None
+) -> dict[str, Any]:
     """Write the train and test pictures of `folder` into `out` and tell what was written.
 
     Args:
       folder: any layout that `open_source` takes.
       out: a folder that does not exist yet, or is empty.
       seed: of the split, where `folder` has none.
+      metadata: numbers to keep with it, in TFDS's metadata.json.
 
     Returns:
       {"splits": {name: count}, "classes": names or None, "unreadable": names}.
@@ -45,7 +48,7 @@ def prepare(folder: str | Path, out: str | Path, *, seed: int = 0) -> dict[str, 
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        counts = _write(temporary, splits, unreadable)
+        counts = _write(temporary, splits, unreadable, metadata or {})
         total = sum(len(source) for source in splits.values())
         if len(unreadable) > MAX_UNREADABLE * total:
             raise UserError(
@@ -63,7 +66,7 @@ def prepare(folder: str | Path, out: str | Path, *, seed: int = 0) -> dict[str, 
     return {"splits": counts, "classes": None if names is None else list(names), "unreadable": unreadable}
 
 
-def _write(place: Path, splits: dict[str, Any], unreadable: list[str]) -> dict[str, int]:
+def _write(place: Path, splits: dict[str, Any], unreadable: list[str], metadata: dict[str, int]) -> dict[str, int]:
     import tensorflow_datasets as tfds
 
     names = splits["train"].class_names
@@ -77,7 +80,9 @@ def _write(place: Path, splits: dict[str, Any], unreadable: list[str]) -> dict[s
         pkg_dir_path = place
 
         def _info(self) -> Any:
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features), metadata=tfds.core.MetadataDict(metadata)
+            )
 
         def _split_generators(self, manager: Any) -> Any:
             return {name: self._generate_examples(source) for name, source in splits.items()}

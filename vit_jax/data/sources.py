@@ -10,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from vit_jax.contracts import Record, UserError, first_line
-from vit_jax.data.folders import PICTURE_SUFFIXES, folder_records
+from vit_jax.data.folders import folder_records
 
-__all__ = ["PICTURE_SUFFIXES", "Source", "open_source"]
+__all__ = ["Source", "open_source"]
 
 
 @runtime_checkable
@@ -51,6 +51,31 @@ def open_source(dataset: str, split: str, *, tfds_data_dir: str | None = None, s
     if path.exists() or ("/" in dataset.split(":")[0] and not re.fullmatch(r"[a-z0-9_]+/[\w.-]+(:[\w.]+)?", dataset)):
         raise UserError(f"Expected a folder of pictures or a TFDS name, {dataset} is neither: fix config.dataset.")
     return tfds_source(dataset, split, tfds_data_dir)
+
+
+def check_classes(source: Source) -> int:
+    """The number of classes to learn to tell apart; `UserError` where there are fewer than two."""
+    if source.class_names is None:
+        raise UserError(
+            f"Expected labelled pictures, {source.name} has none (labels are the names of folders, one a class; tables of "
+            "labels are not read): sort the pictures into folders, or pre-train with config.objective='mae'."
+        )
+    if len(source.class_names) < 2:
+        raise UserError(
+            f"Expected two classes or more to tell apart, {source.name} has {', '.join(source.class_names) or 'none'} "
+            "alone: add the folder of another class, or pre-train with config.objective='mae'."
+        )
+    return len(source.class_names)
+
+
+def check_steps(source: Source, batch: int, total_steps: int) -> None:
+    """`UserError` where a run would have no step at all, and be saved untrained."""
+    if total_steps > 0:
+        return
+    raise UserError(
+        f"Expected a step of training or more, {len(source):,} pictures give {len(source) / batch:.3g} steps an epoch of "
+        f"{batch} pictures each and {total_steps} in all: lower batch, or raise total_epochs or total_steps."
+    )
 
 
 def parse_split(split: str) -> tuple[str, tuple[str, str] | None]:

@@ -9,19 +9,22 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from vit_jax import derived
 from vit_jax.contracts import Config, Record, UserError
 from vit_jax.data.augment import RandAugment, erase
-from vit_jax.data.decoding import decode, open_picture
+from vit_jax.data.decoding import MODES, decode, open_picture
 
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+# Pixels of a resized picture of which only a part is wanted; beyond, that part alone is made. 1 x 65,000 pixels with a
+# short side of 256 would be 17 GB. Ordinary pictures stay far below: 256 times as wide as high at a short side of 256.
+MAX_RESIZED = 2**24
 TRAIN_CROPS = ("random_resized", "random_resized_once", "simple", "resize")
 Box = tuple[float | int, float | int, float | int, float | int]  # left, top, right, bottom
 
@@ -53,7 +56,20 @@ class Preprocess:
             raise UserError(f"Expected pp.train_crop of {TRAIN_CROPS}, got {pp['train_crop']!r}.")
         if min(crop) < 1 or (pp["resize"] is not None and pp["resize"] < 1):
             raise UserError(f"Expected positive sizes, got pp.crop {crop} and pp.resize {pp['resize']}.")
-        fill = tuple(round(255 * value) for value in np.broadcast_to(pp["mean"], (pp["channels"],)))
+        channels = pp["channels"]
+        for field in ("mean", "std"):
+            if len(pp[field]) not in (1, channels):
+                raise UserError(
+                    f"Expected 1 or {channels} numbers in pp.{field} for pp.channels={channels}, got {pp[field]}."
+                )
+        for field in ("crop_area", "crop_aspect"):
+            if len(pp[field]) != 2 or not 0 < pp[field][0] <= pp[field][1]:
+                raise UserError(f"Expected a lower and an upper bound above 0 in pp.{field}, got {pp[field]}.")
+        if pp["randaugment"] and channels not in MODES:
+            raise UserError(
+                f"Expected pp.channels of {', '.join(map(str, MODES))} for pp.randaugment, got {channels}: change either."
+            )
+        fill = tuple(round(255 * value) for value in np.broadcast_to(pp["mean"], (channels,)))
         return cls(
             crop=crop,
             resize=derived.resize(pp),
@@ -64,7 +80,7 @@ class Preprocess:
             randaugment=RandAugment.parse(pp["randaugment"], fill) if pp["randaugment"] else None,
             erasing=pp["erasing"],
             interpolation=pp["interpolation"],
-            channels=pp["channels"],
+            channels=channels,
             mean=tuple(pp["mean"]),
             std=tuple(pp["std"]),
         )
@@ -88,22 +104,25 @@ class Preprocess:
             return _as_array(picture.resize((width, height), FILTERS[self.interpolation], box=box))
         raw = record.image
         if isinstance(raw, np.ndarray) and raw.shape == (height, width, self.channels):
-            array = raw  # in memory and of the right size: Pillow has nothing to do
-        else:
-            picture = decode(open_picture(record, self.channels), self.channels, record.name)
-            fitted = self._covering(picture, max(self.crop)) if self.train_crop == "simple" else self._resized(picture)
-            array = _as_array(fitted)
-        return shifted(array, self.crop, rng) if self.train_crop == "simple" else array
+            return shifted(raw, self.crop, rng) if self.train_crop == "simple" else raw  # nothing to do for Pillow
+        picture = decode(open_picture(record, self.channels), self.channels, record.name)
+        if self.train_crop == "resize":
+            return _as_array(self._resized(picture))
+        size = self._covering(picture, max(self.crop))
+        rows, columns = window((size[1], size[0]), self.crop, rng)
+        left, top = int(columns.min()), int(rows.min())
+        part = self._part(picture, size, (left, top, int(columns.max()) + 1, int(rows.max()) + 1))
+        return part[(rows - top)[:, None], (columns - left)[None, :]]
 
     def evaluate(self, record: Record) -> UInt8[np.ndarray, "H W c"]:
         """Short side to `resize` and the centre crop, or resized to the crop."""
         picture = decode(open_picture(record, self.channels), self.channels, record.name)
         if self.resize is None:
             return _as_array(self._resized(picture))
-        picture = self._covering(picture, self.resize)
+        size = self._covering(picture, self.resize)
         height, width = self.crop
-        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-        return _as_array(picture.crop((left, top, left + width, top + height)))
+        left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+        return self._part(picture, size, (left, top, left + width, top + height))
 
     def _random_box(self, picture: Image.Image, name: str, rng: np.random.Generator) -> tuple[Image.Image, Box]:
         height, width = self.crop
@@ -129,11 +148,22 @@ class Preprocess:
             return picture
         return picture.resize((width, height), FILTERS[self.interpolation])
 
-    def _covering(self, picture: Image.Image, short_side: int) -> Image.Image:
-        """Short side to `short_side`, and at least as large as the crop."""
+    def _covering(self, picture: Image.Image, short_side: int) -> tuple[int, int]:
+        """(width, height) with that short side, and at least as large as the crop."""
         scale = max(short_side / min(picture.size), self.crop[1] / picture.width, self.crop[0] / picture.height)
-        size = (max(round(picture.width * scale), self.crop[1]), max(round(picture.height * scale), self.crop[0]))
-        return picture if size == picture.size else picture.resize(size, FILTERS[self.interpolation])
+        return max(round(picture.width * scale), self.crop[1]), max(round(picture.height * scale), self.crop[0])
+
+    def _part(
+        self, picture: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]
+    ) -> UInt8[np.ndarray, "H W c"]:
+        """The box of the picture resized to `size`; of a very long one nothing else is ever made."""
+        method = FILTERS[self.interpolation]
+        if size[0] * size[1] <= MAX_RESIZED:
+            return _as_array((picture if size == picture.size else picture.resize(size, method)).crop(box))
+        left, top, right, bottom = box
+        x, y = picture.width / size[0], picture.height / size[1]
+        within = (left * x, top * y, min(right * x, picture.width), min(bottom * y, picture.height))
+        return _as_array(picture.resize((right - left, bottom - top), method, box=within))
 
 
 def random_resized_box(
@@ -152,8 +182,8 @@ def random_resized_box(
             left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
             return left, top, left + w, top + h
     ratio = width / height
-    w = round(height * aspect[1]) if ratio > aspect[1] else width
-    h = round(width / aspect[0]) if ratio < aspect[0] else height
+    w = max(round(height * aspect[1]), 1) if ratio > aspect[1] else width
+    h = max(round(width / aspect[0]), 1) if ratio < aspect[0] else height
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
 
@@ -166,7 +196,11 @@ def random_resized_box_once(
     share, shape, across, down = rng.random(4).tolist()
     target = width * height * (area[0] + (area[1] - area[0]) * share)
     ratio = math.exp(math.log(aspect[0]) + (math.log(aspect[1]) - math.log(aspect[0])) * shape)
-    w, h = min(round(math.sqrt(target * ratio)), width), min(round(math.sqrt(target / ratio)), height)
+    # torchvision has no such case: of a picture of a few pixels the share can be less than one of them.
+    w, h = (
+        min(max(round(side), 1), whole)
+        for side, whole in ((math.sqrt(target * ratio), width), (math.sqrt(target / ratio), height))
+    )
     left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
     return left, top, left + w, top + h
 
@@ -175,14 +209,22 @@ def shifted(
     array: UInt8[np.ndarray, "H W c"], crop: tuple[int, int], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "..."]:
     """A random window of the picture with an eighth of the crop mirrored on to each side (CIFAR's usual 4 of 32)."""
+    rows, columns = window(array.shape[:2], crop, rng)
+    return array[rows[:, None], columns[None, :]]
+
+
+def window(
+    size: tuple[int, ...], crop: tuple[int, int], rng: np.random.Generator
+) -> tuple[Int[np.ndarray, " H"], Int[np.ndarray, " W"]]:
+    """The rows and columns of `shifted`, in a picture of size (height, width)."""
     margin = max(1, max(crop) // 8)
-    windows = []
-    for size, wanted in zip(array.shape[:2], crop, strict=True):
-        first = int(rng.integers(-margin, size - wanted + margin + 1))
-        places = np.arange(first, first + wanted)
-        places = np.where(places < 0, -1 - places, places)
-        windows.append(np.where(places >= size, 2 * size - 1 - places, places))
-    return array[windows[0][:, None], windows[1][None, :]]
+    places = []
+    for whole, wanted in zip(size, crop, strict=True):
+        first = int(rng.integers(-margin, whole - wanted + margin + 1))
+        place = np.arange(first, first + wanted)
+        place = np.where(place < 0, -1 - place, place)
+        places.append(np.where(place >= whole, 2 * whole - 1 - place, place))
+    return places[0], places[1]
 
 
 def mirrored(array: UInt8[np.ndarray, "H W c"]) -> UInt8[np.ndarray, "H W c"]:
