@@ -141,6 +141,11 @@ def load(
     Raises:
       UserError: no checkpoint there, an unknown format, a damaged file, or tensors that do not match, all of them listed.
     """
+    kind = configuration.fields()["pp.crop"].kind
+    if image_size is not None and not kind.holds(image_size):
+        raise UserError(f"Expected image_size to be {kind.words}, got {configuration.shown(image_size)}.")
+    if num_classes is not None and num_classes < 1:
+        raise UserError(f"Expected num_classes from 1, or None for the file's own head, got {num_classes}.")
     weights, found = open_weights(path, step=step, averaged=averaged, **given)
     weights = refit(weights, num_classes=num_classes, image_size=image_size)
     for note in weights.notes:

@@ -168,6 +168,15 @@ def prepare(
         check_channels(pictures[0], preprocess.channels)
         processes.check_same(f"the number of pictures of {pictures.name}", len(pictures), "give each the same data")
     num_classes = None if config["objective"] == "mae" else len(source.class_names or ())
+    if num_classes == 1:
+        raise UserError(
+            f"Expected pictures of several classes, {source.name} has one alone: every answer would be right; add a "
+            "folder of another class, or learn without labels (--config=folder.py:pretrain,FOLDER)."
+        )
+    if config["batch"] > len(source):
+        raise UserError(
+            f"Expected a batch of at most the {len(source)} pictures to train on, got {config['batch']}: lower config.batch."
+        )
     steps_per_epoch = len(source) / config["batch"]
     total_steps = derived.total_steps(config, steps_per_epoch)
 

@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import configuration
+from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.contracts import UserError
 from vit_jax.conversion.convert import FORMATS, Weights, refit, rounded, write
@@ -38,16 +39,14 @@ MEANT = ("activation", "norm_eps", "positions")
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="vit-jax convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source")
-    parser.add_argument("destination")
+    parser = Parser(prog="vit-jax convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=filled)
+    parser.add_argument("destination", type=filled)
     parser.add_argument("--to", choices=("native", *FORMATS), default="native")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the numbers written")
     add_given(parser)
-    parser.add_argument("--num_classes", type=int, help="replace the head by a new one of zeros")
-    parser.add_argument("--image_size", type=int, help="resample the positions to another picture size")
+    parser.add_argument("--num_classes", type=whole(1, 10_000_000), help="replace the head by a new one of zeros")
+    parser.add_argument("--image_size", type=whole(1, 65_535), help="resample the positions to another picture size")
     args = parser.parse_args(argv)
 
     destination = Path(args.destination).expanduser()

@@ -6,7 +6,6 @@ the same classifier is trained from scratch on the same 100 labels with the same
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax import configuration, train
+from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.run_figures import draw_run
 from vit_jax.contracts import UserError
 
@@ -22,9 +22,9 @@ SEEDS = (0, 1, 2)
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vit-jax demo", description=__doc__)
-    parser.add_argument("--workdir", default="runs/demo")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many (default 3)")
+    parser = Parser(prog="vit-jax demo", description=__doc__)
+    parser.add_argument("--workdir", type=filled, default="runs/demo")
+    parser.add_argument("--seeds", type=whole(1, 1000), default=len(SEEDS), help="how many (default 3)")
     args = parser.parse_args(argv)
 
     root, began = Path(args.workdir), time.perf_counter()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
+
+from vit_jax.commands.arguments import Parser
 
 PACKAGES = (
     "vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections",
@@ -16,7 +17,7 @@ PACKAGES = (
 
 
 def run(argv: list[str]) -> int:
-    argparse.ArgumentParser(prog="vit-jax doctor", description=__doc__).parse_args(argv)
+    Parser(prog="vit-jax doctor", description=__doc__).parse_args(argv)
     import jax
 
     print(f"python       {platform.python_version()} on {platform.platform()}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,19 +10,20 @@ from typing import IO
 import numpy as np
 
 from vit_jax.api import load
+from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
-from vit_jax.commands.pictures import Pictures, at_least_one
+from vit_jax.commands.pictures import Pictures
 from vit_jax.contracts import UserError
 from vit_jax.evaluation.features import pooled_features
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vit-jax embed", description=__doc__)
-    parser.add_argument("workdir")
-    parser.add_argument("pictures", nargs="+", help="pictures, or folders of them")
-    parser.add_argument("--out", default="features.npz", help=".npz or .parquet")
+    parser = Parser(prog="vit-jax embed", description=__doc__)
+    parser.add_argument("workdir", type=filled)
+    parser.add_argument("pictures", type=filled, nargs="+", help="pictures, or folders of them")
+    parser.add_argument("--out", type=filled, default="features.npz", help=".npz or .parquet")
     parser.add_argument("--pool", choices=("mean", "cls", "model"), default="mean")
-    parser.add_argument("--batch", type=at_least_one, default=64, help="pictures at a time (default 64)")
+    parser.add_argument("--batch", type=whole(1, 2**20), default=64, help="pictures at a time (default 64)")
     add_given(parser)
     args = parser.parse_args(argv)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import jax
@@ -10,6 +9,7 @@ from flax import nnx
 
 from vit_jax import sharding
 from vit_jax.api import load
+from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.contracts import UserError
 from vit_jax.data.loader import eval_batches
@@ -21,11 +21,11 @@ from vit_jax.training.objectives import make_objective
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vit-jax eval", description=__doc__)
-    parser.add_argument("workdir", help="or a file of weights that `vit-jax convert` reads")
-    parser.add_argument("--dataset", help="another data set than the run's: a folder or a TFDS name")
-    parser.add_argument("--split", help="default: the run's pp.test")
-    parser.add_argument("--batch", type=int, help="default: the run's batch_eval")
+    parser = Parser(prog="vit-jax eval", description=__doc__)
+    parser.add_argument("workdir", type=filled, help="or a file of weights that `vit-jax convert` reads")
+    parser.add_argument("--dataset", type=filled, help="another data set than the run's: a folder or a TFDS name")
+    parser.add_argument("--split", type=filled, help="default: the run's pp.test")
+    parser.add_argument("--batch", type=whole(1, 2**20), help="default: the run's batch_eval")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     add_given(parser)
     args = parser.parse_args(argv)

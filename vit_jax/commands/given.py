@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vit_jax.commands.arguments import whole
+
 FIELDS = ("num_heads", "decoder_num_heads", "any_numbers")
 
 
 def add_given(parser: argparse.ArgumentParser) -> None:
     """Arguments for what `vit_jax.load` takes by the same names."""
     group = parser.add_argument_group("for other people's files")
-    group.add_argument("--num_heads", type=int, help="of a width that was not published: files do not show it")
-    group.add_argument("--decoder_num_heads", type=int, help="of a masked autoencoder's decoder (default 16)")
+    group.add_argument(
+        "--num_heads", type=whole(1, 1024), help="of a width that was not published: files do not show it"
+    )
+    group.add_argument(
+        "--decoder_num_heads", type=whole(1, 1024), help="of a masked autoencoder's decoder (default 16)"
+    )
     group.add_argument(
         "--any_numbers", action="store_true", default=None, help="take complex, whole and non-finite numbers too"
     )

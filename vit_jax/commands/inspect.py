@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Mapping
 
 import numpy as np
 
+from vit_jax.commands.arguments import Parser, filled
 from vit_jax.configuration import default_fields, flatten, plain
 from vit_jax.contracts import UserError
 from vit_jax.training.checkpoints import Checkpoints
@@ -25,8 +25,8 @@ def digest(params: Mapping[str, np.ndarray]) -> str:
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vit-jax inspect", description=__doc__)
-    parser.add_argument("workdir")
+    parser = Parser(prog="vit-jax inspect", description=__doc__)
+    parser.add_argument("workdir", type=filled)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--parameters", action="store_true", help="list every parameter with its shape")
     args = parser.parse_args(argv)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 
+from vit_jax.commands.arguments import Parser
 from vit_jax.conversion.catalogue import PUBLISHED
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vit-jax models", description=__doc__)
+    parser = Parser(prog="vit-jax models", description=__doc__)
     parser.add_argument("pattern", nargs="?", default="", help="part of a name, e.g. mae or B_16")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +14,6 @@ from vit_jax.data.decoding import UnreadablePicture, printable
 from vit_jax.data.folders import check_file, pictures_below
 from vit_jax.data.given import readable, records_of
 from vit_jax.data.transforms import Preprocess
-
-
-def at_least_one(text: str) -> int:
-    """The type of a command's argument that counts something."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)
 
 
 class Pictures:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import jax
@@ -10,19 +9,20 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.api import load
+from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
-from vit_jax.commands.pictures import Pictures, at_least_one
+from vit_jax.commands.pictures import Pictures
 from vit_jax.contracts import UserError
 from vit_jax.data.decoding import printable
 from vit_jax.models.vit import ViT
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vit-jax predict", description=__doc__)
-    parser.add_argument("workdir")
-    parser.add_argument("pictures", nargs="+", help="pictures, or folders of them")
-    parser.add_argument("--top", type=at_least_one, default=5, help="classes a picture (default 5)")
-    parser.add_argument("--batch", type=at_least_one, default=64, help="pictures at a time (default 64)")
+    parser = Parser(prog="vit-jax predict", description=__doc__)
+    parser.add_argument("workdir", type=filled)
+    parser.add_argument("pictures", type=filled, nargs="+", help="pictures, or folders of them")
+    parser.add_argument("--top", type=whole(1), default=5, help="classes a picture (default 5)")
+    parser.add_argument("--batch", type=whole(1, 2**20), default=64, help="pictures at a time (default 64)")
     parser.add_argument("--json", action="store_true", help="one JSON object a picture")
     add_given(parser)
     args = parser.parse_args(argv)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from pathlib import Path
 
 from vit_jax import configuration
+from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.contracts import UserError
 from vit_jax.data.prepare import prepare
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vit-jax prepare", description=__doc__)
-    parser.add_argument("folder")
-    parser.add_argument("out")
-    parser.add_argument("--seed", type=int, default=0, help="of the split, where the folder has none")
+    parser = Parser(prog="vit-jax prepare", description=__doc__)
+    parser.add_argument("folder", type=filled)
+    parser.add_argument("out", type=filled)
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the split, where the folder has none")
     args = parser.parse_args(argv)
     summary = prepare(args.folder, args.out, seed=args.seed, metadata=seen(Path(args.folder)))
     for name, count in summary["splits"].items():

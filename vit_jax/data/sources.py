@@ -81,7 +81,7 @@ def check_steps(source: Source, batch: int, total_steps: int) -> None:
 def parse_split(split: str) -> tuple[str, tuple[str, str] | None]:
     """ "train[:98%]" -> ("train", ("", "98%"))."""
     match = re.fullmatch(r"(\w+)(?:\[(\d*%?):(\d*%?)\])?", split)
-    if not match:
+    if not match or any(int(percent) > 100 for percent in re.findall(r"(\d+)%", split)):
         raise UserError(
             f'Expected a split such as "train" or "train[:98%]", got {split!r}: change pp.train or pp.test.'
         )

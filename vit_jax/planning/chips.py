@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +62,9 @@ def slice_devices(topology: str) -> list[Any]:
     for name, value in NOWHERE.items():
         os.environ.setdefault(name, value)
     generation, _, layout = topology.partition(":")
+    # The compiler's process dies of a size of zero (SIGFPE), and takes gigabytes for sizes without end.
+    if not re.fullmatch(r"v\w+:[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", topology):
+        raise UserError(f"Expected a TPU slice such as v4:2x2x4, v5e:16x16, v5p:4x4x8 or v6e:8x8, got {topology!r}.")
     options: dict[str, Any] = {"chip_config_name": "megacore"} if generation in MEGACORE else {}
     sizes = [int(size) for size in layout.split("x") if size.isdigit()]
     if 0 < math.prod(sizes) < 4:  # less than a whole host of 2x2
