@@ -17,7 +17,7 @@ from vit_jax.data import augment
 from vit_jax.data.decoding import UnreadablePicture, decode, open_picture
 from vit_jax.data.loader import eval_batches, train_batches
 from vit_jax.data.prepare import prepare
-from vit_jax.data.sources import open_source
+from vit_jax.data.sources import check_classes, open_source
 from vit_jax.data.transforms import Preprocess, mirrored, random_resized_box, shifted
 
 # TFDS and ArrayRecord warn of their own doings
@@ -206,6 +206,61 @@ def test_erasing_covers_a_bounded_area_with_noise():
     assert 0.25 < max(shares) < 0.36
 
 
+def colours(channels):
+    shape = (24, 24) if channels == 1 else (24, 24, channels)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("name", augment.NAMES)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_every_operation_takes_every_kind_of_picture(name, channels):
+    picture, bilinear = colours(channels), Image.Resampling.BILINEAR
+    for level in (0.0, 5.0, 10.0):
+        found = augment.OPERATIONS[name](picture, level, np.random.default_rng(1), bilinear, (7,) * channels)
+        assert (found.mode, found.size) == (picture.mode, picture.size)
+        if channels < 4:
+            continue
+        plain = augment.OPERATIONS[name](picture.convert("RGB"), level, np.random.default_rng(1), bilinear, (7,) * 3)
+        if name in ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"):  # transparency moves along
+            alpha = picture.getchannel("A")
+            expected = augment.OPERATIONS[name](alpha, level, np.random.default_rng(1), bilinear, (7,))
+            np.testing.assert_array_equal(np.asarray(found)[..., 3], np.asarray(expected))
+        else:  # the colours are those of an opaque picture, transparency stays
+            np.testing.assert_array_equal(np.asarray(found)[..., :3], np.asarray(plain))
+            np.testing.assert_array_equal(np.asarray(found)[..., 3], np.asarray(picture)[..., 3])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mean": (0.5, 0.5)},
+        {"std": (0.5,) * 4},
+        {"channels": 1, "mean": (0.4, 0.5, 0.6)},
+        {"channels": 5, "randaugment": "rand-m9"},
+        {"crop_area": (0.8, 0.2)},
+        {"crop_area": (0.0, 1.0)},
+        {"crop_aspect": (2.0, 1.0)},
+        {"randaugment": "rand-m9.5.5"},
+        {"randaugment": "rand-m99"},
+        {"randaugment": "rand-p7"},
+        {"randaugment": "rand-n1.5"},
+        {"randaugment": "rand--m9"},
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_each_other(wrong):
+    with pytest.raises(UserError, match=r"pp\."):
+        preprocess(**wrong)
+
+
+def test_a_crop_of_a_tiny_picture_has_a_pixel():
+    pixel = Record(np.zeros((1, 1, 3), np.uint8), -1, "x")
+    for train_crop in ("random_resized", "random_resized_once"):
+        views = preprocess(crop=8, train_crop=train_crop, crop_area=(0.08, 0.1), crop_aspect=(0.1, 0.2))
+        for seed in range(20):
+            assert views.train(pixel, np.random.default_rng(seed)).shape == (8, 8, 3)
+
+
 @pytest.mark.parametrize("wrong", [{"interpolation": "cubic"}, {"train_crop": "random"}, {"crop": 0}])
 def test_bad_transform_settings(wrong):
     with pytest.raises(UserError, match="pp"):
@@ -312,6 +367,63 @@ def test_prepare_names_unreadable_pictures_and_leaves_nothing_behind(tmp_path):
     with pytest.raises(UserError, match=r"broken\.jpg"):
         prepare(tmp_path / "in", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("side", "kinds"), [(20, ("png",)), (70, ("jpg", "png")), (150, ("jpg", "webp")), (300, ("bmp",))]
+)
+def test_a_prepared_set_gives_the_recipe_of_its_folder(tmp_path, side, kinds):
+    from vit_jax.commands import cli
+
+    rng = np.random.default_rng(side)
+    for number in range(12):
+        place = tmp_path / "in" / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        height, width = rng.integers(side, 1.1 * side, 2)
+        gradient((int(width), int(height))).save(place / f"{number}.{kinds[number % len(kinds)]}")
+    assert cli.main(["prepare", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    for stage in ("scratch", "pretrain"):
+        ours, prepared = (
+            configuration.plain(configuration.load(f"folder.py:{stage},{tmp_path / name}")) for name in ("in", "out")
+        )
+        assert ours.pop("dataset") != prepared.pop("dataset")
+        assert ours == prepared
+
+
+def test_a_set_prepared_by_others_counts_exactly_and_says_what_it_does_not_know(tmp_path, caplog):
+    import json
+
+    configuration.use_recipes()
+    from configs.folder import look_at
+
+    fill(tmp_path / "in" / "a", 5)
+    fill(tmp_path / "in" / "b", 6)
+    prepare(tmp_path / "in", tmp_path / "out")
+    assert look_at(tmp_path / "out") == (11, 224)
+    assert "does not say how large" in caplog.text
+    written = next(tmp_path.rglob("features.json"))
+    features = json.loads(written.read_text())
+    features["featuresDict"]["features"]["image"]["image"]["shape"]["dimensions"] = ["32", "48", "3"]
+    written.write_text(json.dumps(features))
+    assert look_at(tmp_path / "out" / "pictures") == (11, 32)
+
+
+def test_what_cannot_be_learned_from_is_a_sentence(tmp_path):
+    fill(tmp_path / "one" / "cat", 20)
+    with pytest.raises(UserError, match=r"two classes or more.*cat alone"):
+        check_classes(open_source(str(tmp_path / "one"), "train"))
+    with pytest.raises(UserError, match="names of folders"):
+        check_classes(open_source(str(tmp_path / "one" / "cat"), "train"))
+    fill(tmp_path / "one" / "dog", 20)
+    assert check_classes(open_source(str(tmp_path / "one"), "train")) == 2
+
+
+def test_prepare_refuses_names_that_tfds_cannot_keep(tmp_path):
+    fill(tmp_path / "in" / "a")
+    fill(tmp_path / "in" / "b\nc")
+    with pytest.raises(UserError, match=r"'b\\nc'"):
+        prepare(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_tfds_name(tmp_path):

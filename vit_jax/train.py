@@ -23,7 +23,7 @@ from vit_jax.beginning import begin, with_weights
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.decoding import check_channels
 from vit_jax.data.loader import eval_batches, train_batches
-from vit_jax.data.sources import Source, open_source
+from vit_jax.data.sources import Source, check_classes, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
@@ -167,12 +167,7 @@ def prepare(
     for pictures in (source, test):
         check_channels(pictures[0], preprocess.channels)
         processes.check_same(f"the number of pictures of {pictures.name}", len(pictures), "give each the same data")
-    num_classes = None if config["objective"] == "mae" else len(source.class_names or ())
-    if num_classes == 1:
-        raise UserError(
-            f"Expected pictures of several classes, {source.name} has one alone: every answer would be right; add a "
-            "folder of another class, or learn without labels (--config=folder.py:pretrain,FOLDER)."
-        )
+    num_classes = None if config["objective"] == "mae" else check_classes(source)
     if config["batch"] > len(source):
         raise UserError(
             f"Expected a batch of at most the {len(source)} pictures to train on, got {config['batch']}: lower config.batch."

@@ -114,7 +114,7 @@ def decode(picture: Image.Image, channels: int, name: str) -> Image.Image:
 def _upright(picture: Image.Image) -> Image.Image:
     """Turned as its EXIF says; where that is damaged, as it is stored: the pixels are good."""
     try:
-        turn = TURNS.get(int(picture.getexif()[ORIENTATION]))
+        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
     except Exception:  # Pillow raises many kinds for it, too
         turn = None
     return picture if turn is None else picture.transpose(turn)

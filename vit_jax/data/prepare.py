@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.contracts import Record, UserError
-from vit_jax.data.decoding import UnreadablePicture, decode, open_picture
+from vit_jax.data.decoding import UnreadablePicture, decode, open_picture, printable
 from vit_jax.data.folders import folder_records
 
 MAX_UNREADABLE = 0.01
@@ -43,6 +43,11 @@ def prepare(
     if not Path(folder).is_dir():
         raise UserError(f"Expected a folder of pictures, {folder} is none: fix the path.")
     splits = {name: folder_records(Path(folder), name, seed) for name in ("train", "test")}
+    odd = [name for name in splits["train"].class_names or () if printable(name) != name]
+    if odd:
+        raise UserError(
+            f"Expected classes whose names can be printed, which TFDS keeps line by line, got {odd}: rename them."
+        )
     unreadable: list[str] = []
     temporary = out.with_name(out.name + ".unfinished")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -95,7 +100,7 @@ def _write(place: Path, splits: dict[str, Any], unreadable: list[str], metadata:
                 except UnreadablePicture as error:
                     unreadable.append(str(error))
                     continue
-                example = {"image": io.BytesIO(encoded), "name": Path(record.name).name}
+                example = {"image": io.BytesIO(encoded), "name": printable(Path(record.name).name)}
                 yield f"{index:09d}", example | ({"label": record.label} if names is not None else {})
 
     tfds.disable_progress_bar()

@@ -68,16 +68,6 @@ def check_classes(source: Source) -> int:
     return len(source.class_names)
 
 
-def check_steps(source: Source, batch: int, total_steps: int) -> None:
-    """`UserError` where a run would have no step at all, and be saved untrained."""
-    if total_steps > 0:
-        return
-    raise UserError(
-        f"Expected a step of training or more, {len(source):,} pictures give {len(source) / batch:.3g} steps an epoch of "
-        f"{batch} pictures each and {total_steps} in all: lower batch, or raise total_epochs or total_steps."
-    )
-
-
 def parse_split(split: str) -> tuple[str, tuple[str, str] | None]:
     """ "train[:98%]" -> ("train", ("", "98%"))."""
     match = re.fullmatch(r"(\w+)(?:\[(\d*%?):(\d*%?)\])?", split)
