@@ -22,7 +22,13 @@ def probabilities(trained: Trained, pictures: list, batch: int = 64) -> np.ndarr
         np.asarray(model(trained.model, trained.pixels(pictures[start : start + batch])))
         for start in range(0, len(pictures), batch)
     ]
-    return np.concatenate(rows)
+    found = np.concatenate(rows)
+    if wrong := [str(picture) for picture, row in zip(pictures, found, strict=True) if not np.isfinite(row).all()]:
+        raise UserError(
+            f"Expected probabilities, the model gives NaN for {wrong[0]} ({len(wrong)} of {len(pictures)} pictures): its "
+            "weights are broken, use an earlier checkpoint or train again with a lower base_lr."
+        )
+    return found
 
 
 def run(argv: list[str]) -> int:

@@ -1,7 +1,8 @@
 """`vit-jax probe WEIGHTS --dataset FOLDER`: how good are frozen features? Computed once, kept, and judged three ways.
 
 k nearest neighbours; ridge regression from few labels (mean over three draws); linear heads over a grid of rates, with and
-without standardised features, the rate chosen on held-out training pictures. Every pooling is reported.
+without standardised features, the rate chosen on held-out training pictures. Every pooling is reported. Ties count for
+their share of chance, as in every accuracy here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from flax import nnx
 
 from vit_jax.api import Trained, load
 from vit_jax.commands.inspect import digest
-from vit_jax.contracts import UserError
+from vit_jax.contracts import UserError, to_json
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.transforms import Preprocess
@@ -59,7 +60,7 @@ def run(argv: list[str]) -> int:
         split = Split(train[pooling], train["label"], test[pooling], test["label"], len(names))
         rows.append({"pooling": pooling, **judged(split, args)})
     if args.json:
-        print(json.dumps({"weights": args.weights, "dataset": args.dataset, "step": trained.step, "results": rows}))
+        print(to_json({"weights": args.weights, "dataset": args.dataset, "step": trained.step, "results": rows}))
         return 0
     print(f"{len(train['label']):,} training and {len(test['label']):,} test pictures, accuracy in %")
     print("  ".join(f"{name:>12s}" for name in rows[0]))
@@ -93,6 +94,12 @@ def features(trained: Trained, source: Source, args: argparse.Namespace) -> dict
             return dict(stored)
     batches = eval_batches(source, Preprocess.from_config(pp), batch=min(args.batch, len(source)))
     found = extract(trained.encoder, batches, pp["mean"], pp["std"], poolings(trained.encoder))
+    usable = np.all([np.isfinite(found[pooling]).all(axis=1) for pooling in poolings(trained.encoder)], axis=0)
+    if not usable.all():
+        raise UserError(
+            f"Expected features that are finite numbers, {np.sum(~usable)} of the {len(usable)} pictures of {source.name} "
+            f"gave others: {args.weights} holds no usable model."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")
     np.savez(part, **found)
