@@ -15,6 +15,8 @@ from vit_jax.evaluation.reconstructions import reconstruct
 from vit_jax.models.mae import MAE
 from vit_jax.visualisation import reconstructions
 
+MOST = 32  # rows of one figure
+
 
 def run(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="vit-jax reconstruct", description=__doc__)
@@ -26,6 +28,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the masks")
     args = parser.parse_args(argv)
 
+    if Path(args.out).suffix.lower() != ".png":
+        raise UserError(f"Expected a file name ending in .png, got {args.out!r}: change --out.")
     trained = load(args.workdir)
     if not isinstance(trained.model, MAE):
         raise UserError(f"Expected a masked autoencoder, {args.workdir} holds a classifier: use `vit-jax predict`.")
@@ -38,8 +42,13 @@ def run(argv: list[str]) -> int:
     found = reconstruct(
         trained.model, jnp.asarray(trained.preprocess(args.pictures)), pp["mean"], pp["std"], seed=args.seed
     )
-    save(reconstructions.draw(found[:4], true_statistics=found.true_statistics, max_rows=32), Path(args.out))
+    save(
+        reconstructions.draw(found[:4], found.visible, true_statistics=found.true_statistics, max_rows=MOST),
+        Path(args.out),
+    )
     kind = "per-patch normalised pixels" if found.true_statistics else "pixels"
     note = " (drawn with each true patch's mean and deviation)" if found.true_statistics else ""
-    print(f"{args.out}: {len(args.pictures)} pictures, step {trained.step}; the model predicts {kind}{note}")
+    count = len(args.pictures)
+    drawn = f"{count} pictures" if count <= MOST else f"the first {MOST} of {count} pictures"
+    print(f"{args.out}: {drawn}, step {trained.step}; the model predicts {kind}{note}")
     return 0

@@ -104,6 +104,17 @@ class Preprocess:
         left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
         return _as_array(picture.crop((left, top, left + width, top + height)))
 
+    def seen(self, record: Record) -> UInt8[np.ndarray, "H W c"]:
+        """What `evaluate` shows of a picture, at the picture's own resolution: all of it, or the centre crop's part."""
+        picture = decode(open_picture(record, self.channels), self.channels, record.name)
+        if self.resize is None:
+            return _as_array(picture)
+        scale = self._scale(picture, self.resize)
+        width, height = (round(wanted / scale) for wanted in self.crop[::-1])
+        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+        box = (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
+        return _as_array(picture.crop(box))
+
     def _random_box(self, picture: Image.Image, name: str, rng: np.random.Generator) -> tuple[Image.Image, Box]:
         height, width = self.crop
         stored = picture.size
@@ -128,9 +139,12 @@ class Preprocess:
             return picture
         return picture.resize((width, height), FILTERS[self.interpolation])
 
+    def _scale(self, picture: Image.Image, short_side: int) -> float:
+        return max(short_side / min(picture.size), self.crop[1] / picture.width, self.crop[0] / picture.height)
+
     def _covering(self, picture: Image.Image, short_side: int) -> Image.Image:
         """Short side to `short_side`, and at least as large as the crop."""
-        scale = max(short_side / min(picture.size), self.crop[1] / picture.width, self.crop[0] / picture.height)
+        scale = self._scale(picture, short_side)
         size = (max(round(picture.width * scale), self.crop[1]), max(round(picture.height * scale), self.crop[0]))
         return picture if size == picture.size else picture.resize(size, FILTERS[self.interpolation])
 
