@@ -11,20 +11,29 @@ import vit_jax
 from vit_jax.commands import imagenet
 from vit_jax.commands.cli import main
 from vit_jax.data.sources import Tfds
-from vit_jax.evaluation.imagenet import ALEXNET_ERRORS, accuracy, mean_corruption_error, predictions
+from vit_jax.evaluation.imagenet import ALEXNET_ERRORS, accuracy, mean_corruption_error
 
 LOGITS = np.array([[0.1, 0.9, 0.5], [0.8, 0.3, 0.7], [0.2, 0.1, 0.6]], np.float32)
 
 
 def test_subset_of_classes():
-    np.testing.assert_array_equal(predictions(LOGITS), [1, 0, 2])
-    np.testing.assert_array_equal(predictions(LOGITS, {0, 2}), [2, 0, 2])
+    assert accuracy(LOGITS, [(1,), (0,), (2,)]) == 1.0
+    assert accuracy(LOGITS, [(2,), (0,), (2,)]) == pytest.approx(2 / 3)
+    assert accuracy(LOGITS, [(2,), (0,), (2,)], {0, 2}) == 1.0
 
 
 def test_real_leaves_out_pictures_without_an_answer():
-    assert accuracy(np.array([1, 0, 2]), [(1, 2), (), (0, 1)]) == 0.5
-    assert accuracy(np.array([1, 0, 2]), [(1,), (2,), (2,)]) == pytest.approx(2 / 3)
-    assert np.isnan(accuracy(np.array([1]), [()]))
+    assert accuracy(LOGITS, [(1, 2), (), (0, 1)]) == 0.5
+    assert accuracy(LOGITS, [(1,), (2,), (2,)]) == pytest.approx(2 / 3)
+    assert np.isnan(accuracy(LOGITS[:1], [()]))
+
+
+def test_ties_count_for_their_share_and_nan_is_wrong():
+    zeros, broken = np.zeros((2, 4), np.float32), np.full((2, 4), np.nan, np.float32)
+    assert accuracy(zeros, [(0,), (3,)]) == 0.25
+    assert accuracy(zeros, [(0,), (1, 2, 3)]) == 0.5  # a quarter, and three quarters
+    assert accuracy(zeros, [(1, 1), (3,)], {1, 3}) == 0.5  # an answer named twice is one answer
+    assert accuracy(broken, [(0,), (0, 1, 2, 3)]) == 0.0
 
 
 def test_mean_corruption_error():
@@ -35,6 +44,9 @@ def test_mean_corruption_error():
     one = dict(alexnet)
     one["fog", 3] = 0.0  # a fifth of one corruption of fifteen
     assert mean_corruption_error(one) == pytest.approx(1 - 1 / 75)
+    one["frost", 2] = float("nan")
+    with pytest.raises(ValueError, match="frost_2"):
+        mean_corruption_error(one)
     del one["snow", 5]
     with pytest.raises(ValueError, match="snow_5"):
         mean_corruption_error(one)
@@ -96,6 +108,16 @@ def test_the_command_judges_every_set_by_its_rule(classifier, monkeypatch, capsy
     monkeypatch.setattr(imagenet, "open_source", lambda *args, **kwargs: Tfds("c", whole, None))
     assert main(["imagenet", "x", "--sets", "c", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["c"] == 0.0
+
+
+def test_pictures_without_labels_are_no_set_to_judge_by(classifier, monkeypatch, capsys):
+    _, pictures, _ = classifier
+    for labels in (-1, 1000):
+        records = [{"image": picture, "label": labels} for picture in pictures]
+        source = Tfds("imagenet2012 test", records, None)
+        monkeypatch.setattr(imagenet, "open_source", lambda *args, source=source, **kwargs: source)
+        assert main(["imagenet", "x", "--sets", "val"]) == 2
+        assert "labels from 0 to 999" in capsys.readouterr().err
 
 
 def test_other_heads_are_refused(classifier, monkeypatch, capsys):

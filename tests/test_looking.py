@@ -144,7 +144,10 @@ def test_features_of_layers_and_forms():
 def workdir(small, tmp_path):
     from vit_jax import train
 
-    train.run(small("pretrain", total_steps=2, warmup_steps=1), tmp_path / "mae")
+    def draw(workdir, config, model, batch):
+        np.save(workdir / "drawn.npy", batch.label)
+
+    train.run(small("pretrain", total_steps=2, warmup_steps=1), tmp_path / "mae", draw=draw)
     return tmp_path / "mae"
 
 
@@ -153,14 +156,31 @@ def test_figures_of_a_masked_autoencoder(workdir, tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(picture)
     out = tmp_path / "out"
     assert main(["figures", str(workdir), str(picture), "--out", str(out), "--layers", "0", "-1"]) == 0
-    names = {"attention_layer1", "attention_layer2", "rollout", "attention_distance", "positions", "filters",
+    names = {"attention_layer0", "attention_layer1", "rollout", "attention_distance", "positions", "filters",
              "reconstructions_50", "reconstructions_75", "reconstructions_90"}  # fmt: skip
     assert {path.stem for path in out.glob("*.png")} == names
     for path in out.glob("*.png"):
         assert np.asarray(Image.open(path)).std() > 1, path
-    assert main(["figures", str(workdir), str(picture), "--layers", "7", "--out", str(out)]) == 2
-    assert main(["figures", str(workdir), str(picture), "--heads", "9", "--out", str(out)]) == 2
-    assert "Change --layers" in capsys.readouterr().err
+    assert len(set(np.load(workdir / "drawn.npy").tolist())) == 8  # of different classes, were the run's own pictures
+    large = ["--out", str(tmp_path / "large"), "--size", "picture", "--heads", "1"]
+    assert main(["figures", str(workdir), str(picture), *large]) == 0
+    capsys.readouterr()
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "file").write_text("")
+    for wrong, said in [
+        (["--layers", "7"], "Expected layers from 0 to 1"),
+        (["--heads", "9"], "Expected heads from 0 to 1"),
+        (["--heads"], "got none: change --heads"),
+        (["--layers"], "got none: change --layers"),
+        ([str(tmp_path / "text.png")], "cannot be read"),
+        (["--out", str(tmp_path / "file")], "cannot be written"),
+    ]:
+        given = ["figures", str(workdir), str(picture), "--out", str(tmp_path / "none")]
+        assert main([*given, *wrong]) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert len(err.splitlines()) == 1
+        assert not (tmp_path / "none").exists()
 
 
 def test_probe_computes_features_once(workdir, tmp_path, capsys):

@@ -35,9 +35,10 @@ def test_reconstruct(normalised):
     expected = found.original[0, :4, :4].mean() if normalised else 0.5
     np.testing.assert_allclose(found.predicted[0, :4, :4], expected, atol=1e-5)
     assert found.true_statistics == normalised
-    figure = reconstructions.draw(found[:4], true_statistics=normalised)
+    figure = reconstructions.draw(found[:4], found.visible, true_statistics=normalised)
     assert len(figure.axes) == 8
-    assert (figure.get_supxlabel() != "") == normalised
+    assert ("true patch" in figure.get_supxlabel()) == normalised
+    np.testing.assert_array_equal(found.visible, ~hidden)
 
 
 def test_curves_draw_what_was_written():

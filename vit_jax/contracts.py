@@ -10,7 +10,9 @@ Axis letters, used in every shape of the project (index axes from the right):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -73,3 +75,16 @@ def check_batch(batch: Batch, image_size: tuple[int, int], channels: int, num_cl
 def first_line(error: BaseException) -> str:
     """Of somebody else's message, for a sentence of ours; the error's name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def to_json(values: Any) -> str:
+    """One line of JSON for any reader: the format has no NaN and no infinity, numbers that are not finite become null."""
+
+    def readable(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: readable(entry) for name, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [readable(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(readable(values), allow_nan=False)

@@ -22,7 +22,7 @@ from vit_jax import configuration, derived, processes, sharding
 from vit_jax.beginning import begin, with_weights
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.decoding import check_channels
-from vit_jax.data.loader import eval_batches, train_batches
+from vit_jax.data.loader import eval_batches, spread_batch, train_batches
 from vit_jax.data.sources import Source, check_classes, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
@@ -55,7 +55,7 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None, typed: fr
     Args:
       config: every field of configs/common.py.
       workdir: folder of checkpoints, metrics and figures; made if missing.
-      draw: called with (workdir, config, model, an evaluation batch) at `figures_every` and at the end.
+      draw: called with (workdir, config, model, a few test pictures) at `figures_every` and at the end.
       typed: fields that the user set by hand, which the weights of `init_from` do not decide.
 
     Raises:
@@ -135,7 +135,7 @@ class Run:
         params = processes.to_host(self.best_params)
         if jax.process_index() == 0:
             model = nnx.merge(self.program.graph, params)
-            self.draw(self.workdir, self.config, model, next(iter(self.tests())))
+            self.draw(self.workdir, self.config, model, spread_batch(self.test, self.preprocess))
 
     def save(self) -> None:
         """State, clock and data position together."""

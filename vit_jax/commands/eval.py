@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import jax
 from flax import nnx
 
@@ -11,7 +9,7 @@ from vit_jax import sharding
 from vit_jax.api import load
 from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
-from vit_jax.contracts import UserError
+from vit_jax.contracts import UserError, to_json
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
 from vit_jax.data.transforms import Preprocess
@@ -55,7 +53,7 @@ def run(argv: list[str]) -> int:
     metrics = evaluate(step, params, eval_batches(source, Preprocess.from_config(config["pp"]), batch=batch), mesh)
     assert metrics is not None
     if args.json:
-        print(json.dumps({"step": trained.step, **metrics}))
+        print(to_json({"step": trained.step, **metrics}))
     else:
         print(f"step {trained.step} on {source.name}: " + "  ".join(f"{k} {v:.6g}" for k, v in metrics.items()))
     return 0

@@ -6,44 +6,67 @@ layer's filters; a masked autoencoder's reconstructions at several ratios.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from vit_jax.api import Trained, load
+from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.run_figures import save
 from vit_jax.contracts import UserError
+from vit_jax.data.given import records_of
+from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import use_compilation_cache
 from vit_jax.evaluation.attention import attention, mean_distances, rollout, to_patches
 from vit_jax.evaluation.reconstructions import reconstruct
 from vit_jax.models.mae import MAE
-from vit_jax.models.vit import positions_table
+from vit_jax.models.vit import ViT, positions_table
 from vit_jax.ops.keys import key_for
 from vit_jax.ops.masks import make_mask
+from vit_jax.ops.pixels import normalise
 from vit_jax.visualisation import attention_maps, positions, reconstructions
 
 RATIOS = (0.5, 0.75, 0.9)
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vit-jax figures", description=__doc__)
-    parser.add_argument("weights", help="a workdir, or a file that `vit-jax convert` reads")
-    parser.add_argument("pictures", nargs="+")
-    parser.add_argument("--out", default="figures", help="folder for the pictures drawn")
-    parser.add_argument("--layers", type=int, nargs="+", default=[-1], help="whose attention; -1 is the last")
-    parser.add_argument("--heads", type=int, nargs="*", help="default: all")
+    parser = Parser(prog="vit-jax figures", description=__doc__)
+    parser.add_argument("weights", type=filled, help="a workdir, or a file that `vit-jax convert` reads")
+    parser.add_argument("pictures", type=filled, nargs="+")
+    parser.add_argument("--out", type=filled, default="figures", help="folder for the pictures drawn")
+    parser.add_argument(
+        "--layers", type=whole(-(10**6), 10**6), nargs="*", default=[-1], help="whose attention, from 0; -1 is the last"
+    )
+    parser.add_argument("--heads", type=whole(0, 10**6), nargs="*", help="from 0; default: all")
+    parser.add_argument(
+        "--size", choices=("crop", "picture"), default="crop",
+        help="attention over small crops as the model sees them, or over each picture at its own resolution",
+    )  # fmt: skip
     add_given(parser)
     args = parser.parse_args(argv)
 
     use_compilation_cache()
     trained = load(args.weights, **given_of(args))
-    out, pixels = Path(args.out), trained.pixels(args.pictures)
-    photos = trained.preprocess(args.pictures) / 255.0
-    drawn = [*looking(trained, pixels, photos, args, out), *first_layer(trained, out)]
+    body = trained.encoder.cfg.transformer
+    layers = chosen(args.layers, body.num_layers, "layers")
+    heads = chosen(range(body.num_heads) if args.heads is None else args.heads, body.num_heads, "heads")
+    out, crops = Path(args.out), trained.preprocess(args.pictures)
+    pp = trained.config["pp"]
+    own_size = args.size == "picture"
+    photos = (
+        [Preprocess.from_config(pp).seen(record) for record in records_of(args.pictures)] if own_size else list(crops)
+    )
+    pixels = normalise(jnp.asarray(crops), pp["mean"], pp["std"])
+
+    def over_pictures(maps: np.ndarray, titles: list[str]) -> Figure:
+        return attention_maps.draw([photo / 255.0 for photo in photos], maps, titles, own_size=own_size)
+
+    drawn = [*looking(trained.encoder, pixels, layers, heads, over_pictures, out), *first_layer(trained, out)]
     if isinstance(trained.model, MAE):
         drawn += ratios(trained, args.pictures, out)
     for path in drawn:
@@ -51,26 +74,30 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def looking(trained: Trained, pixels: jax.Array, photos: np.ndarray, args: argparse.Namespace, out: Path) -> list[Path]:
-    """Attention of layers and heads, rollout, distances."""
-    encoder, drawn = trained.encoder, []
-    heads = args.heads or list(range(encoder.cfg.transformer.num_heads))
-    if max(heads) >= encoder.cfg.transformer.num_heads or min(heads) < 0:
+def chosen(given: Iterable[int], count: int, what: str) -> list[int]:
+    """Layers or heads counted from 0, each once; -1 and the like from the end.
+
+    Raises:
+      UserError: none at all, or one that the model does not have.
+    """
+    numbers = list(given)
+    if not numbers or any(not -count <= number < count for number in numbers):
         raise UserError(
-            f"Expected heads from 0 to {encoder.cfg.transformer.num_heads - 1}, got {heads}: change --heads."
+            f"Expected {what} from 0 to {count - 1} (-1 is the last), got {numbers or 'none'}: change --{what}."
         )
-    try:
-        weights = attention(encoder, pixels, args.layers)
-    except ValueError as error:
-        raise UserError(f"{error} Change --layers.") from error
-    for layer, found in zip(args.layers, weights, strict=True):
-        number = layer % encoder.cfg.transformer.num_layers + 1
-        maps = to_patches(encoder, found)[:, heads]
-        figure = attention_maps.draw(photos, maps, [f"layer {number}, head {head}" for head in heads])
-        drawn.append(out / f"attention_layer{number}.png")
-        save(figure, drawn[-1])
-    figure = attention_maps.draw(photos, to_patches(encoder, rollout(encoder, pixels))[:, None], ["rollout"])
-    save(figure, out / "rollout.png")
+    return list(dict.fromkeys(number % count for number in numbers))
+
+
+def looking(
+    encoder: ViT, pixels: jax.Array, layers: list[int], heads: list[int], draw: Callable[..., Figure], out: Path
+) -> list[Path]:
+    """Attention of layers and heads, rollout, distances; `draw` lays maps with their titles over the pictures."""
+    drawn = []
+    for layer, weights in zip(layers, attention(encoder, pixels, layers), strict=True):
+        titles = [f"layer {layer}, head {head}" for head in heads]
+        drawn.append(out / f"attention_layer{layer}.png")
+        save(draw(to_patches(encoder, weights)[:, heads], titles), drawn[-1])
+    save(draw(to_patches(encoder, rollout(encoder, pixels))[:, None], ["rollout"]), out / "rollout.png")
     save(attention_maps.draw_distances(mean_distances(encoder, pixels)), out / "attention_distance.png")
     return [*drawn, out / "rollout.png", out / "attention_distance.png"]
 
@@ -80,12 +107,14 @@ def first_layer(trained: Trained, out: Path) -> list[Path]:
     encoder, drawn = trained.encoder, []
     cfg = encoder.cfg
     if cfg.positions != "none":
-        table = (
-            np.asarray(encoder.positions[...])
-            if cfg.has_positions
-            else positions_table(cfg, cfg.transformer.hidden_size)
-        )
-        save(positions.draw_similarity(table[cfg.prefix_rows :], cfg.grid), out / "positions.png")
+        if cfg.has_positions:
+            table, title = np.asarray(encoder.positions[...]), "learned positions"
+        else:
+            table, title = (
+                positions_table(cfg, cfg.transformer.hidden_size),
+                "positions by a fixed formula, not learned",
+            )
+        save(positions.draw_similarity(table[cfg.prefix_rows :], cfg.grid, title), out / "positions.png")
         drawn.append(out / "positions.png")
     if cfg.stem is None:
         kernel = np.asarray(encoder.embedding.kernel[...])
@@ -105,5 +134,8 @@ def ratios(trained: Trained, pictures: list[str], out: Path) -> list[Path]:
         mask = make_mask("random", jax.random.split(key_for(0, "figures"), len(images)), grid, visible)
         found = reconstruct(model, images, pp["mean"], pp["std"], mask=mask)
         drawn.append(out / f"reconstructions_{round(100 * ratio)}.png")
-        save(reconstructions.draw(found[:4], true_statistics=found.true_statistics), drawn[-1])
+        figure = reconstructions.draw(
+            found[:4], found.visible, true_statistics=found.true_statistics, max_rows=len(images)
+        )
+        save(figure, drawn[-1])
     return drawn

@@ -1,27 +1,25 @@
 """`vit-jax imagenet WEIGHTS [--sets val real v2 a r sketch c]`: an ImageNet-1k classifier on ImageNet and its relatives.
 
 The sets are TFDS data sets in ArrayRecord files (`tfds build NAME --file_format=array_record`). A and R are judged among
-their own 200 classes, ReaL by its rule of several right answers, C by the mean corruption error against AlexNet's.
+their own 200 classes, ReaL by its rule of several right answers, C by the mean corruption error against AlexNet's. Ties
+count for their share, a row of logits with NaN is wrong.
 """
 
 from __future__ import annotations
-
-import argparse
-import json
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from vit_jax.api import Trained, load
+from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
-from vit_jax.contracts import UserError
+from vit_jax.contracts import UserError, to_json
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import Source, Tfds, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import use_compilation_cache
-from vit_jax.evaluation.imagenet import ALEXNET_ERRORS, SEVERITIES, accuracy, mean_corruption_error, predictions
+from vit_jax.evaluation.imagenet import ALEXNET_ERRORS, SEVERITIES, accuracy, mean_corruption_error
 from vit_jax.models.vit import ViT
 from vit_jax.ops.pixels import normalise
 
@@ -34,15 +32,18 @@ SETS = {
     "r": ("imagenet_r", "test", True),
     "sketch": ("imagenet_sketch", "test", False),
 }
+CLASSES = 1000
 CORRUPTED = "imagenet2012_corrupted/{name}_{severity}"
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vit-jax imagenet", description=__doc__)
-    parser.add_argument("weights", help="a workdir, or a file that `vit-jax convert` reads")
+    parser = Parser(prog="vit-jax imagenet", description=__doc__)
+    parser.add_argument("weights", type=filled, help="a workdir, or a file that `vit-jax convert` reads")
     parser.add_argument("--sets", nargs="+", choices=[*SETS, "c"], default=list(SETS))
-    parser.add_argument("--tfds_data_dir", help="where the prepared data sets lie (default: TFDS's own folder)")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument(
+        "--tfds_data_dir", type=filled, help="where the prepared data sets lie (default: TFDS's own folder)"
+    )
+    parser.add_argument("--batch", type=whole(1, 2**20), default=128)
     parser.add_argument("--json", action="store_true")
     add_given(parser)
     args = parser.parse_args(argv)
@@ -50,8 +51,8 @@ def run(argv: list[str]) -> int:
     use_compilation_cache()
     trained = load(args.weights, **given_of(args))
     classes = trained.model.cfg.num_classes if isinstance(trained.model, ViT) else None
-    if classes != 1000:
-        raise UserError(f"Expected a classifier of ImageNet's 1000 classes, {args.weights} has {classes}.")
+    if classes != CLASSES:
+        raise UserError(f"Expected a classifier of ImageNet's {CLASSES} classes, {args.weights} has {classes}.")
     judge = Judge(trained, args.batch, args.tfds_data_dir)
     found: dict[str, float] = {}
     for name in args.sets:
@@ -60,7 +61,7 @@ def run(argv: list[str]) -> int:
             word = "mean corruption error" if name == "c" else "top-1"
             print(f"{name:8s} {100 * found[name]:6.2f} % {word}", flush=True)
     if args.json:
-        print(json.dumps(found))
+        print(to_json(found))
     return 0
 
 
@@ -76,17 +77,22 @@ class Judge:
     def __call__(self, dataset: str, split: str, subset: bool) -> float:
         source = open_source(dataset, split, tfds_data_dir=self.data_dir)
         rows: list[np.ndarray] = []
-        allowed: list[Any] = []
+        answers: list[tuple[int, ...]] = []
         index = 0
         for batch in eval_batches(source, Preprocess.from_config(self.pp), batch=self.batch):
             found = np.asarray(self.logits(self.params, jax.numpy.asarray(batch.image)))
             for row, weight in zip(found, batch.weight, strict=True):
                 if weight:
                     rows.append(row)
-                    allowed.append(answers_of(source, index))
+                    answers.append(answers_of(source, index))
                 index += 1
-        classes = {answer for answers in allowed for answer in answers} if subset else None
-        return accuracy(predictions(np.stack(rows), classes), allowed)
+        named = {answer for labels in answers for answer in labels}
+        if not named or min(named) < 0 or max(named) >= CLASSES:
+            raise UserError(
+                f"Expected pictures with labels from 0 to {CLASSES - 1} in {source.name}, it has none or others: prepare "
+                "the data set again, or leave it out of --sets."
+            )
+        return accuracy(np.stack(rows), answers, named if subset else None)
 
 
 def answers_of(source: Source, index: int) -> tuple[int, ...]:

@@ -41,6 +41,11 @@ def run(argv: list[str]) -> int:
     for found, images in pictures.batches(trained, args.batch):
         rows = np.asarray(probabilities(trained.model, trained.normalised(images)))
         for picture, row in zip(found, rows, strict=True):
+            if not np.isfinite(row).all():
+                raise UserError(
+                    f"Expected probabilities, the model gives NaN for {picture}: its weights are broken, use an earlier "
+                    "checkpoint or train again with a lower base_lr."
+                )
             named = {names[place]: float(row[place]) for place in np.argsort(-row)[: args.top]}
             if args.json:
                 print(json.dumps({"picture": picture, "probabilities": named}))

@@ -1,7 +1,8 @@
 """`vit-jax probe WEIGHTS --dataset FOLDER`: how good are frozen features? Computed once, kept, and judged three ways.
 
 k nearest neighbours; ridge regression from few labels (mean over three draws); linear heads over a grid of rates, with and
-without standardised features, the rate chosen on held-out training pictures. Every pooling is reported.
+without standardised features, the rate chosen on held-out training pictures. Every pooling is reported. Ties count for
+their share of chance, as in every accuracy here.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.api import Trained, load
+from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.inspect import digest
-from vit_jax.contracts import UserError
+from vit_jax.contracts import UserError, to_json
 from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import Source, open_source
 from vit_jax.data.transforms import Preprocess
@@ -33,16 +35,18 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="vit-jax probe", description=__doc__)
-    parser.add_argument("weights", help="a workdir, or a file that `vit-jax convert` reads")
-    parser.add_argument("--dataset", required=True, help="a folder {train,test}/class/*.jpg, or a TFDS name")
-    parser.add_argument("--train", default="train", help="split, TFDS syntax (default train)")
-    parser.add_argument("--test", default="test")
-    parser.add_argument("--neighbours", type=int, default=20)
-    parser.add_argument("--shots", type=int, nargs="*", default=[1, 5, 10, 25])
-    parser.add_argument("--epochs", type=int, default=30, help="of the linear heads")
-    parser.add_argument("--batch", type=int, default=128, help="pictures at a time through the encoder")
-    parser.add_argument("--cache", help="folder for features (default: the user's cache folder)")
+    parser = Parser(prog="vit-jax probe", description=__doc__)
+    parser.add_argument("weights", type=filled, help="a workdir, or a file that `vit-jax convert` reads")
+    parser.add_argument(
+        "--dataset", type=filled, required=True, help="a folder {train,test}/class/*.jpg, or a TFDS name"
+    )
+    parser.add_argument("--train", type=filled, default="train", help="split, TFDS syntax (default train)")
+    parser.add_argument("--test", type=filled, default="test")
+    parser.add_argument("--neighbours", type=whole(1), default=20)
+    parser.add_argument("--shots", type=whole(1), nargs="*", default=[1, 5, 10, 25])
+    parser.add_argument("--epochs", type=whole(1, 1_000_000), default=30, help="of the linear heads")
+    parser.add_argument("--batch", type=whole(1, 2**20), default=128, help="pictures at a time through the encoder")
+    parser.add_argument("--cache", type=filled, help="folder for features (default: the user's cache folder)")
     parser.add_argument("--json", action="store_true")
     add_given(parser)
     args = parser.parse_args(argv)
@@ -61,7 +65,7 @@ def run(argv: list[str]) -> int:
         split = Split(train[pooling], train["label"], test[pooling], test["label"], len(names))
         rows.append({"pooling": pooling, **judged(split, args)})
     if args.json:
-        print(json.dumps({"weights": args.weights, "dataset": args.dataset, "step": trained.step, "results": rows}))
+        print(to_json({"weights": args.weights, "dataset": args.dataset, "step": trained.step, "results": rows}))
         return 0
     print(f"{len(train['label']):,} training and {len(test['label']):,} test pictures, accuracy in %")
     print("  ".join(f"{name:>12s}" for name in rows[0]))
@@ -95,6 +99,12 @@ def features(trained: Trained, source: Source, args: argparse.Namespace) -> dict
             return dict(stored)
     batches = eval_batches(source, Preprocess.from_config(pp), batch=min(args.batch, len(source)))
     found = extract(trained.encoder, batches, pp["mean"], pp["std"], poolings(trained.encoder))
+    usable = np.all([np.isfinite(found[pooling]).all(axis=1) for pooling in poolings(trained.encoder)], axis=0)
+    if not usable.all():
+        raise UserError(
+            f"Expected features that are finite numbers, {np.sum(~usable)} of the {len(usable)} pictures of {source.name} "
+            f"gave others: {args.weights} holds no usable model."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")
     np.savez(part, **found)

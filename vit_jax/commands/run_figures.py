@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from matplotlib.figure import Figure
 
-from vit_jax.contracts import Batch, Config
+from vit_jax.contracts import Batch, Config, UserError, first_line
 from vit_jax.evaluation.reconstructions import reconstruct
 from vit_jax.models.mae import MAE
 from vit_jax.training.tracker import read_metrics
@@ -16,20 +16,39 @@ from vit_jax.visualisation import curves, reconstructions
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """As PNG, whole or not at all.
+
+    Raises:
+      UserError: a place that cannot be written.
+    """
     temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, dpi=figure.dpi)
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"Expected a place to draw to, {path} cannot be written ({first_line(error)}): give another folder or free it."
+        ) from error
 
 
 def draw_run(workdir: Path, config: Config, model: Any, batch: Batch) -> None:
-    """Curves of any run; reconstructions of a masked autoencoder."""
+    """Curves of any run; reconstructions of `batch`, a few pictures, where it is a masked autoencoder's."""
     rows = read_metrics(workdir)
     if any(row["kind"] == "train" for row in rows):
-        save(curves.draw(rows), workdir / "figures" / "curves.png")
-    if isinstance(model, MAE):
+        save(curves.draw(rows, trained_under(config)), workdir / "figures" / "curves.png")
+    if isinstance(model, MAE) and len(batch.image):
         pp = config["pp"]
-        found = reconstruct(model, jnp.asarray(batch.image[:8]), pp["mean"], pp["std"])
-        figure = reconstructions.draw(found[:4], true_statistics=found.true_statistics)
+        found = reconstruct(model, jnp.asarray(batch.image), pp["mean"], pp["std"])
+        figure = reconstructions.draw(found[:4], found.visible, true_statistics=found.true_statistics)
         save(figure, workdir / "figures" / "reconstructions.png")
+
+
+def trained_under(config: Config) -> dict[str, str]:
+    """What makes training metrics another number than the tests' of the same name: mixed pictures, smoothed targets."""
+    if config["objective"] != "classify":
+        return {}
+    mixed = [name for name in ("mixup", "cutmix") if config[name]]
+    smoothed = ["smoothing"] if config["label_smoothing"] else []
+    words = {"loss": mixed + smoothed, "accuracy": mixed, "top5": mixed}
+    return {name: ", ".join(found) for name, found in words.items() if found}

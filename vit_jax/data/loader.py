@@ -175,3 +175,14 @@ def eval_batches(
     check_channels(source[0], preprocess.channels)
     make = EvalRows(source, preprocess, batch, rows or range(batch), Unreadable(len(source), max_unreadable))
     return _stream(make, range(-(-len(source) // batch)), num_threads or useful_threads(source), prefetch, 0)
+
+
+def spread_batch(source: Source, preprocess: Preprocess, count: int = 8) -> Batch:
+    """A few pictures from all over `source`, so of different classes: folders hold one class after another.
+
+    Always the same ones, and no other is read; fewer where pictures are few or unreadable.
+    """
+    size = len(source)
+    chosen = np.unique((2 * np.arange(count) + 1) * size // (2 * count)).tolist()
+    batch = EvalRows(source, preprocess, size, chosen, Unreadable(size, limit=1.0))(0)
+    return Batch(*(part[batch.weight > 0] for part in batch))

@@ -124,6 +124,17 @@ class Preprocess:
         left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
         return self._part(picture, size, (left, top, left + width, top + height))
 
+    def seen(self, record: Record) -> UInt8[np.ndarray, "H W c"]:
+        """What `evaluate` shows of a picture, at the picture's own resolution: all of it, or the centre crop's part."""
+        picture = decode(open_picture(record, self.channels), self.channels, record.name)
+        if self.resize is None:
+            return _as_array(picture)
+        scale = self._scale(picture, self.resize)
+        width, height = (round(wanted / scale) for wanted in self.crop[::-1])
+        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+        box = (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
+        return _as_array(picture.crop(box))
+
     def _random_box(self, picture: Image.Image, name: str, rng: np.random.Generator) -> tuple[Image.Image, Box]:
         height, width = self.crop
         stored = picture.size
@@ -148,9 +159,12 @@ class Preprocess:
             return picture
         return picture.resize((width, height), FILTERS[self.interpolation])
 
+    def _scale(self, picture: Image.Image, short_side: int) -> float:
+        return max(short_side / min(picture.size), self.crop[1] / picture.width, self.crop[0] / picture.height)
+
     def _covering(self, picture: Image.Image, short_side: int) -> tuple[int, int]:
         """(width, height) with that short side, and at least as large as the crop."""
-        scale = max(short_side / min(picture.size), self.crop[1] / picture.width, self.crop[0] / picture.height)
+        scale = self._scale(picture, short_side)
         return max(round(picture.width * scale), self.crop[1]), max(round(picture.height * scale), self.crop[0])
 
     def _part(

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vit_jax import sharding
-from vit_jax.contracts import Batch
+from vit_jax.contracts import Batch, UserError
 from vit_jax.ops.keys import key_for
 from vit_jax.ops.means import Mean, weighted
 
@@ -40,7 +40,13 @@ def make_eval_step(objective: Any, graph: Any, params_layout: Any, mesh: Mesh) -
 def evaluate(
     step: EvalStep, params: Any, batches: Iterable[Batch], mesh: Mesh, stop: Callable[[], bool] = lambda: False
 ) -> dict[str, float] | None:
-    """Metrics over all batches, and `examples`. None when `stop` said so in between."""
+    """Metrics over all batches, and `examples`. None when `stop` said so in between.
+
+    A metric is NaN where an example's is: nothing is left out to make it look better (accuracies count NaN as wrong).
+
+    Raises:
+      UserError: not one picture to judge by.
+    """
     totals: dict[str, np.ndarray] = {}
     for number, batch in enumerate(batches):
         if stop():
@@ -50,5 +56,9 @@ def evaluate(
             pair = np.asarray([mean.total, mean.count], np.float64)
             totals[name] = totals.get(name, 0.0) + pair
     examples = totals.pop("examples", (0.0,))[0]  # all processes' rows, which `batches` here need not be
+    if not examples:
+        raise UserError(
+            "Expected pictures to evaluate on, found none that can be read: change pp.test or the data set."
+        )
     values = {name: float(total / count) if count else float("nan") for name, (total, count) in totals.items()}
     return values | {"examples": float(examples)}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
+
+from vit_jax.ops.ranking import chance_right
 
 # Top-1 errors of AlexNet by corruption, mean over the five severities (Hendrycks and Dietterich 2019).
 ALEXNET_ERRORS = {
@@ -17,31 +19,38 @@ ALEXNET_ERRORS = {
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
-def predictions(logits: Float[np.ndarray, "n c"], classes: Collection[int] | None = None) -> Int[np.ndarray, " n"]:
-    """The best class of each row; of `classes` alone where they are given (ImageNet-A and -R hold 200 of the 1000)."""
-    if classes is None:
-        return np.argmax(logits, axis=1)
-    kept = np.asarray(sorted(classes))
-    return kept[np.argmax(logits[:, kept], axis=1)]
+def accuracy(
+    logits: Float[np.ndarray, "n c"], answers: Sequence[Collection[int]], classes: Collection[int] | None = None
+) -> float:
+    """Share of pictures whose best class is among their right answers; pictures without any are left out.
 
+    One answer each is plain top-1; ReaL has several, or none (Beyer et al. 2020, "Are we done with ImageNet?"). Ties count
+    for their share and NaN is wrong (ops.ranking); NaN itself where no picture has an answer.
 
-def accuracy(predicted: Int[np.ndarray, " n"], allowed: Sequence[Collection[int]]) -> float:
-    """Share of pictures whose prediction is among their right answers; pictures without any are left out.
-
-    One answer each is plain top-1; ReaL has several, or none (Beyer et al. 2020, "Are we done with ImageNet?").
+    Args:
+      classes: those to choose among, the answers' own included (ImageNet-A and -R hold 200 of the 1000); None: all.
     """
-    judged = [int(p) in answers for p, answers in zip(predicted, allowed, strict=True) if len(answers)]
-    return float(np.mean(judged)) if judged else float("nan")
+    kept = np.arange(logits.shape[1]) if classes is None else np.asarray(sorted(classes))
+    column = {int(label): place for place, label in enumerate(kept)}
+    pairs = [(row, column[label]) for row, labels in enumerate(answers) for label in set(labels)]
+    judged = sum(1 for labels in answers if len(labels))
+    if not judged:
+        return float("nan")
+    rows, labels = np.asarray(pairs).T
+    # Only one class comes first, so the chances of a picture's several answers add up.
+    return float(np.asarray(chance_right(logits[:, kept][rows], labels)).sum() / judged)
 
 
 def mean_corruption_error(errors: Mapping[tuple[str, int], float]) -> float:
     """Of ImageNet-C, in units of AlexNet's: the mean over corruptions of (sum over severities) / (AlexNet's sum).
 
     Raises:
-      ValueError: a corruption or severity that is missing, all of them named.
+      ValueError: a corruption or severity that is missing or NaN, all of them named.
     """
     wanted = [(name, severity) for name in ALEXNET_ERRORS for severity in SEVERITIES]
-    missing = [f"{name}_{severity}" for name, severity in wanted if (name, severity) not in errors]
+    missing = [
+        f"{name}_{severity}" for name, severity in wanted if not np.isfinite(errors.get((name, severity), np.nan))
+    ]
     if missing:
         raise ValueError(f"Expected errors of 15 corruptions at 5 severities, missing: {', '.join(missing)}.")
     shares = [np.mean([errors[name, s] for s in SEVERITIES]) / alexnet for name, alexnet in ALEXNET_ERRORS.items()]

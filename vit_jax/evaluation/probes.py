@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vit_jax.ops.keys import key_for
+from vit_jax.ops.ranking import chance_right
 
 Features = Float[np.ndarray, "n d"]
 Labels = Int[np.ndarray, " n"]
@@ -33,25 +34,26 @@ class Split(NamedTuple):
 def nearest_neighbours(split: Split, k: int = 20, temperature: float = 0.07, chunk: int = 512) -> float:
     """Accuracy of the k nearest training pictures by cosine, votes weighted by exp(similarity / temperature).
 
-    As DINO does it (Caron et al. 2021, eval_knn.py).
+    As DINO does it (Caron et al. 2021, eval_knn.py), but for equal votes, which count for their share.
     """
     k = min(k, len(split.train))
     train = jnp.asarray(_unit(split.train))
     labels = jnp.asarray(split.train_labels)
 
     @jax.jit
-    def votes(rows: Array) -> Array:
+    def right(rows: Array, wanted: Array) -> Array:
         similarity, places = jax.lax.top_k(rows @ train.T, k)
         weight = jnp.exp(similarity / temperature)
-        return jnp.argmax(jnp.sum(jax.nn.one_hot(labels[places], split.classes) * weight[:, :, None], axis=1), axis=-1)
+        votes = jnp.sum(jax.nn.one_hot(labels[places], split.classes) * weight[:, :, None], axis=1)
+        return chance_right(votes, wanted)
 
-    test, right = _unit(split.test), 0
+    test, total = _unit(split.test), 0.0
     for start in range(0, len(test), chunk):
-        rows = test[start : start + chunk]
-        padded = np.concatenate([rows, np.zeros((chunk - len(rows), rows.shape[1]), np.float32)])
-        found = np.asarray(votes(jnp.asarray(padded)))[: len(rows)]
-        right += int((found == split.test_labels[start : start + chunk]).sum())
-    return right / len(test)
+        rows, wanted = test[start : start + chunk], split.test_labels[start : start + chunk]
+        short = chunk - len(rows)  # filled up, so that one program serves all chunks
+        found = right(jnp.asarray(np.pad(rows, ((0, short), (0, 0)))), jnp.asarray(np.pad(wanted, (0, short))))
+        total += float(np.asarray(found)[: len(rows)].sum())
+    return total / len(test)
 
 
 def few_shot(split: Split, shots: int, seed: int = 0, l2: float = 2.0**10, constant: float = 100.0) -> float:
@@ -77,7 +79,7 @@ def few_shot(split: Split, shots: int, seed: int = 0, l2: float = 2.0**10, const
         weights = x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), targets)
     else:
         weights = np.linalg.solve(x.T @ x + l2 * np.eye(x.shape[1]), x.T @ targets)
-    return float((np.argmax(whiten(split.test.astype(np.float64)) @ weights, axis=1) == split.test_labels).mean())
+    return float(np.mean(np.asarray(chance_right(whiten(split.test.astype(np.float64)) @ weights, split.test_labels))))
 
 
 class Head(NamedTuple):
@@ -121,7 +123,7 @@ def linear_heads(
     def accuracies(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         kernel, bias = weights
         logits = jnp.einsum("nd,rdc->rnc", ready(rows), kernel) + bias[:, None, :]
-        return np.asarray(jnp.mean(jnp.argmax(logits, axis=-1) == jnp.asarray(wanted)[None], axis=-1))
+        return np.asarray(jnp.mean(jax.vmap(chance_right, in_axes=(0, None))(logits, jnp.asarray(wanted)), axis=-1))
 
     chosen_by = accuracies(split.train[order[:kept]], split.train_labels[order[:kept]])
     tested = accuracies(split.test, split.test_labels)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from vit_jax.models.mae import MAE
 from vit_jax.ops.keys import key_for
@@ -26,6 +26,7 @@ class Reconstructions(NamedTuple):
     masked: Float[np.ndarray, "b H W c"]  # hidden patches grey
     predicted: Float[np.ndarray, "b H W c"]
     pasted: Float[np.ndarray, "b H W c"]
+    visible: Bool[np.ndarray, "b H W"]  # pixels that the model saw
     true_statistics: bool
 
 
@@ -61,5 +62,6 @@ def reconstruct(
         masked=np.where(np.asarray(hidden_pixels), np.float32(0.5), original),
         predicted=picture(predicted),
         pasted=picture(jnp.where(hidden, predicted, patches)),
+        visible=~np.asarray(hidden_pixels)[:, :, :, 0],
         true_statistics=cfg.normalised_target,
     )

@@ -10,7 +10,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -76,6 +75,14 @@ class GroupNorm(nnx.Module):
         return (normed * scale + bias).astype(x.dtype)
 
 
+def max_pool(x: Float[Array, "b H W c"]) -> Float[Array, "b H2 W2 c"]:
+    """The largest of each 3x3 window, every second row and column; the border counts for nothing.
+
+    Of equal numbers the first gets the gradient, as in PyTorch.
+    """
+    return nnx.max_pool(x, (3, 3), (2, 2), "SAME")
+
+
 class Unit(nnx.Module):
     """A bottleneck: 1x1, 3x3 (with the stride), 1x1 to four times the width, on a residual path."""
 
@@ -131,8 +138,7 @@ class ResNetStem(nnx.Module):
 
     def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b H2 W2 c2"]:
         x = jax.nn.relu(self.gn_root(self.conv_root(images)))
-        low = np.asarray(-np.inf, x.dtype)[()]  # a NumPy scalar: with an array, reduce_window cannot be linearised
-        x = jax.lax.reduce_window(x, low, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+        x = max_pool(x)
         for number in range(len(self.cfg.num_layers)):
             x = getattr(self, f"block{number + 1}")(x)
         return x

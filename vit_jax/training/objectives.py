@@ -25,6 +25,7 @@ from vit_jax.ops.means import Mean, weighted
 from vit_jax.ops.mixing import mix
 from vit_jax.ops.patches import grid_of
 from vit_jax.ops.pixels import normalise, normalise_patches
+from vit_jax.ops.ranking import chance_right
 
 Inputs = dict[str, Any]  # arrays with a leading "b"
 Means = dict[str, Mean]  # per example: total and count of shape "b"
@@ -38,7 +39,15 @@ class Objective(NamedTuple):
 
 
 def classification(config: Config, num_classes: int) -> Objective:
-    """Supervised: softmax or sigmoid loss, with mixup, cutmix and label smoothing in training."""
+    """Supervised: softmax or sigmoid loss, with mixup, cutmix and label smoothing in training.
+
+    Accuracies are against the pictures' own labels, in training, too, where mixup blends others in.
+    """
+    if config["model"]["classifier"] in ("unpooled", "token_unpooled"):
+        raise UserError(
+            f"Expected a classifier that gives one answer a picture, {config['model']['classifier']!r} gives one a patch: "
+            "change model.classifier."
+        )
     if config["loss"] not in LOSSES:
         raise UserError(f"Expected a loss of {sorted(LOSSES)}, got {config['loss']!r}: change config.loss.")
     loss_of, pp = LOSSES[config["loss"]], config["pp"]
@@ -52,11 +61,10 @@ def classification(config: Config, num_classes: int) -> Objective:
 
     def losses(model: Any, inputs: Inputs, keys: Key[Array, " b"] | None, train: bool) -> tuple[Mean, Means]:
         logits = model(inputs["images"], train=train, keys=keys)
-        weight = inputs["weight"]
-        rank = jnp.sum(logits > jnp.take_along_axis(logits, inputs["label"][:, None], axis=-1), axis=-1)
-        metrics = {"accuracy": weighted((rank < 1).astype(jnp.float32), weight)}
+        label, weight = inputs["label"], inputs["weight"]
+        metrics = {"accuracy": weighted(chance_right(logits, label), weight)}
         if num_classes > 5:
-            metrics["top5"] = weighted((rank < 5).astype(jnp.float32), weight)
+            metrics["top5"] = weighted(chance_right(logits, label, k=5), weight)
         return weighted(loss_of(logits, inputs["targets"]), weight), metrics
 
     return Objective(prepare, losses)

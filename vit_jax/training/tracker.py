@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_jax.contracts import to_json
+
 METRICS = "metrics.jsonl"
 
 
@@ -52,7 +54,7 @@ class Tracker:
             return
         kept = [row for row in read_metrics(workdir) if row["step"] <= step]
         temporary = self.workdir / (METRICS + ".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.write_text("".join(to_json(row) + "\n" for row in kept))
         temporary.replace(self.workdir / METRICS)
         self._file = (self.workdir / METRICS).open("a")
         self._events = _summary_writer()(str(self.workdir / "tensorboard"), purge_step=step + 1 if step else None)
@@ -62,7 +64,7 @@ class Tracker:
         if not self.writes:
             return
         row = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(to_json(row) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)

@@ -11,7 +11,7 @@ from vit_jax.visualisation.reconstructions import shown
 MOST = 14  # positions shown along a side; larger grids are thinned out
 
 
-def draw_similarity(table: Float[np.ndarray, "n d"], grid: tuple[int, int]) -> Figure:
+def draw_similarity(table: Float[np.ndarray, "n d"], grid: tuple[int, int], title: str) -> Figure:
     """For each position, the cosine of its row with every other, laid out as the picture is."""
     unit = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
     cosines = (unit @ unit.T).reshape(*grid, *grid)
@@ -25,6 +25,7 @@ def draw_similarity(table: Float[np.ndarray, "n d"], grid: tuple[int, int]) -> F
             axes[i, j].set_xticks([])
             axes[i, j].set_yticks([])
     figure.colorbar(axes[0, 0].images[0], ax=axes, label="cosine similarity", shrink=0.8)
+    figure.suptitle(title, fontsize=9)
     return figure
 
 
