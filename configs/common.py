@@ -179,7 +179,7 @@ OPTIMISER = {
     ),
     "layer_decay": Field(None, optional(number(above=0, high=1)), "learning rate x this, block by block downwards"),
     "train_blocks": Field(
-        None, optional(number(0, 10_000)),
+        None, optional(either(whole(0, 10_000), Kind("0.5", lambda value: value == 0.5, float))),
         "partial fine-tuning: the last blocks that train, with what comes after; 0.5: the last MLP alone; 0: the head",
     ),
     "trust_coefficient": Field(0.001, number(above=0), "of lars"),
@@ -205,7 +205,7 @@ RUN = {
     ),
     "trainer": Field("train", one_of("train", "inference_time"), "Google's; inference_time is not here"),
     "topology": Field(
-        "", text("a slice such as v5e:4x4, or empty"),
+        "", text("a slice such as v5e:4x4, or empty", r"|v\w+:[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}"),
         "TPU slice that the recipe was planned for (`vit-jax plan`); training takes what is there",
     ),
     "mesh.data": Field(-1, WAYS, "ways to split the batch; -1: the rest of the devices"),

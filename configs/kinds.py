@@ -113,7 +113,7 @@ def either(*kinds: Kind) -> Kind:
 
 def optional(kind: Kind) -> Kind:
     """A kind, or None."""
-    return either(kind, Kind("None", lambda value: value is None, object))
+    return either(Kind("None", lambda value: value is None, object), kind)
 
 
 def size(low: int = 1, high: int = 65_535) -> Kind:

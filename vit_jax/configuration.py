@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +126,11 @@ def _module(spec: str) -> ModuleType:
 
 def _said(error: BaseException) -> str:
     """Of an error in a config file: the words of ours, and of others the kind as well."""
+    if unknown := re.match(
+        r"""['"]*Key "([\w.]+)" does not exist""", str(error)
+    ):  # ml_collections lists all fields there are
+        near = difflib.get_close_matches(unknown[1], [name.rpartition(".")[2] for name in fields()], n=1, cutoff=0.0)
+        return f"Expected a known config field, got {unknown[1]!r}: did you mean {near[0]!r}?"
     ours = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
     return first_line(error) if ours else f"{type(error).__name__}: {first_line(error)}"
 

@@ -94,7 +94,9 @@ class Part:
         )  # fmt: skip
         self.indices = range(low, max(low, high))
         if not self.indices:
-            raise UserError(f"Expected pictures in {whole.name}[{low}:{high}], the part is empty: change pp.train.")
+            raise UserError(
+                f"Expected pictures in {whole.name}[{low}:{high}], the part is empty: change pp.train or pp.test."
+            )
 
     def __len__(self) -> int:
         return len(self.indices)

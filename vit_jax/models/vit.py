@@ -64,6 +64,11 @@ class ViTConfig:
             )
         if self.positions not in POSITIONS:
             raise ValueError(f"Expected positions of {POSITIONS}, got {self.positions!r}: change model.positions.")
+        if self.classifier.startswith("token") and not self.has_cls:
+            raise ValueError(
+                f"Expected a class token for model.classifier {self.classifier!r}, got model.cls_token False: without it the "
+                "first patch would be classified; set model.cls_token=None or model.classifier='gap'."
+            )
         if self.dist_token and self.classifier != "token":
             raise ValueError(f"Expected model.classifier 'token' with model.dist_token, got {self.classifier!r}.")
         if self.head_norm not in ("none", "batch"):
