@@ -18,7 +18,7 @@ HOUSE = {
     "models": ({"contracts", "sharding", "ops"}, {"optax"}),
     "conversion": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
     "evaluation": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
-    "training": ({"contracts", "sharding", "ops", "models"}, set()),
+    "training": ({"contracts", "sharding", "processes", "ops", "models"}, set()),
     "planning": ({"contracts", "sharding", "devices", "ops", "models", "training"}, {"optax"}),
     "processes": ({"contracts"}, {"flax", "optax"}),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),

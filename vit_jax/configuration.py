@@ -21,6 +21,8 @@ FREE_FIELDS = (
     "progress_every", "checkpoint_every", "keep_checkpoints", "figures_every", "max_skipped_steps", "max_unreadable",
     "tfds_data_dir", "pretrained_dir", "shuffle_buffer", "remat", "init_from", "dataset",
 )  # fmt: skip
+# Fields that may differ although they change the result: what a run that diverged is told to change. Said and recorded.
+REMEDIES = ("base_lr", "grad_norm_clip")
 
 
 def recipes_root() -> Path:
@@ -125,16 +127,22 @@ def completed(stored: Config) -> dict[str, Any]:
     return fill(plain(default_fields()), stored)
 
 
-def check_same(given: Config, stored: Config, workdir: str) -> None:
-    """Raise `UserError` where a workdir holds a run of another configuration."""
+def check_same(given: Config, stored: Config, workdir: str) -> str:
+    """Words for what changed of `REMEDIES`, "; base_lr 0.5 -> 0.1", or nothing.
+
+    Raises:
+      UserError: the workdir holds a run of another configuration.
+    """
     ours, theirs = dict(flatten(plain(given))), dict(flatten(completed(stored)))
     differing = [
-        f"{field} (there {theirs.get(field)!r}, now {ours.get(field)!r})"
+        field
         for field in sorted(ours.keys() | theirs.keys())
         if ours.get(field) != theirs.get(field) and field.split(".")[0] not in FREE_FIELDS
     ]
-    if differing:
+    if refused := [field for field in differing if field not in REMEDIES]:
+        words = [f"{field} (there {theirs.get(field)!r}, now {ours.get(field)!r})" for field in refused[:5]]
         raise UserError(
-            f"Expected {workdir} to hold a run of this configuration, it differs in {', '.join(differing[:5])}: "
+            f"Expected {workdir} to hold a run of this configuration, it differs in {', '.join(words)}: "
             "give another --workdir, or these values."
         )
+    return "".join(f"; {field} {theirs[field]} -> {ours[field]} from here on" for field in differing)
