@@ -190,3 +190,14 @@ def test_batch_must_divide(small):
         make_objective(small("scratch", objective="mea"), 10)
     with pytest.raises(UserError, match="labelled"):
         make_objective(small("scratch"), 0)
+
+
+def test_a_finite_gradient_with_infinite_parameters_is_skipped(small):
+    """The decay alone overflows: loss and gradient are finite."""
+    config = small("scratch", weight_decay=1e30, base_lr=1e30, ema=0.9)
+    program, state, reports = run_steps(config, steps=2)
+    assert np.isfinite(reports[0].grad_norm)
+    assert [bool(report.finite) for report in reports] == [True, False] or not reports[0].finite
+    assert int(state.skipped_in_row) == int(state.skipped) > 0
+    for path, leaf in flat_params(state).items():
+        assert np.isfinite(np.asarray(leaf, np.float32)).all(), path

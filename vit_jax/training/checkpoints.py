@@ -57,6 +57,7 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, *, keep: int = 2, read_only: bool = False):
         self.folder = Path(workdir).absolute() / FOLDER
         self.keep, self.read_only = keep, read_only
+        _hush_late_callbacks()
         if keep < 1:
             raise UserError(f"Expected keep_checkpoints of at least 1, got {keep}: a run that keeps none is lost.")
         if read_only and not self.folder.is_dir():
@@ -65,7 +66,6 @@ class Checkpoints:
     @functools.cached_property
     def manager(self) -> ocp.CheckpointManager:
         """What writes. Made for the first save: it deletes what a killed run left unfinished."""
-        _hush_late_callbacks()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self.keep, create=True, cleanup_tmp_directories=True, lightweight_initialize=True
         )
@@ -267,7 +267,7 @@ class Checkpoints:
                     f"Expected to read the checkpoint {self.folder / str(step)}, it is not allowed "
                     f"({first_line(error)}): change the permissions of the files."
                 ) from error
-            problem = Damaged(self.folder / str(step), first_line(error))
+            problem = Damaged(self.folder / str(step), f"it cannot be read: {first_line(error)[:120].strip()}")
         if any(processes.gather(int(problem is not None))):
             raise problem or Damaged(self.folder / str(step), "another process cannot read it")
         assert found is not None
@@ -277,9 +277,7 @@ class Checkpoints:
         """The JSON parts of a step, compared with their checksum, and the record of its arrays."""
         return self._together(
             step,
-            lambda: integrity.without_record(
-                {name: json.loads((self._place(step, name) / "metadata").read_text()) for name in NOTES}
-            ),
+            lambda: integrity.without_record({name: _json(self._place(step, name) / "metadata") for name in NOTES}),
         )
 
     def _stored(self, step: int, name: str, record: Record | None) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -294,6 +292,13 @@ class Checkpoints:
         if record is not None and wrong:
             raise ValueError(f"{name} holds other arrays than were written, the first is {wrong[0]}")
         return found
+
+
+def _json(path: epath.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.parent.name}/{path.name} is no JSON") from error
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
@@ -337,14 +342,13 @@ def _check_shapes(wanted: Mapping[str, Any], stored: Mapping[str, tuple[tuple[in
 
 
 def _hush_late_callbacks() -> None:
-    """Once a write has failed, others of the same step end into an event loop that is closed, a traceback each."""
-    if getattr(sys.excepthook, "hushes", False):
+    """Once one file has failed, the others of its step end into an event loop that is closed: a traceback each."""
+    before = sys.unraisablehook
+    if getattr(before, "__name__", "") == "only_what_matters":
         return
-    before = sys.excepthook
 
-    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            before(kind, error, trace)
+    def only_what_matters(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
 
-    hook.hushes = True  # type: ignore[attr-defined]
-    sys.excepthook = hook
+    sys.unraisablehook = only_what_matters
