@@ -21,6 +21,7 @@ HOUSE = {
     "training": ({"contracts", "sharding", "processes", "ops", "models"}, set()),
     "planning": ({"contracts", "sharding", "devices", "ops", "models", "training"}, {"optax"}),
     "processes": ({"contracts"}, {"flax", "optax"}),
+    "workdirs": ({"contracts", "configuration", "processes", "data"}, {"flax", "optax"}),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),
 }
 LAST = {"commands", "visualisation", "planning", "main", "api"}  # what the loop and the parts never import

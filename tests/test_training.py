@@ -195,9 +195,8 @@ def test_batch_must_divide(small):
 def test_a_finite_gradient_with_infinite_parameters_is_skipped(small):
     """The decay alone overflows: loss and gradient are finite."""
     config = small("scratch", weight_decay=1e30, base_lr=1e30, ema=0.9)
-    program, state, reports = run_steps(config, steps=2)
-    assert np.isfinite(reports[0].grad_norm)
-    assert [bool(report.finite) for report in reports] == [True, False] or not reports[0].finite
-    assert int(state.skipped_in_row) == int(state.skipped) > 0
+    _, state, reports = run_steps(config, steps=2)
+    assert all(np.isfinite(report.grad_norm) and not report.finite for report in reports[1:])
+    assert int(state.skipped_in_row) > 0
     for path, leaf in flat_params(state).items():
         assert np.isfinite(np.asarray(leaf, np.float32)).all(), path

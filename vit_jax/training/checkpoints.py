@@ -12,7 +12,6 @@ import functools
 import itertools
 import json
 import logging
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -217,9 +216,9 @@ class Checkpoints:
             found = {}
             for name, item in wanted.items():
                 stored = self._stored(step, name, record)
-                theirs[name] = _names_there(item, stored)
+                theirs[name] = integrity.names_there(item, stored)
                 asked = {theirs[name][key]: leaf for key, leaf in item.items()}
-                _check_shapes(asked, stored, f"{self.folder}/{step}/{name}")
+                integrity.check_shapes(asked, stored, f"{self.folder}/{step}/{name}")
                 args = ocp.args.PyTreeRestore(asked, restore_args=ocp.checkpoint_utils.construct_restore_args(asked))
                 arrays = _handler().restore(self._place(step, name), args=args)
                 found[name] = {key: arrays[theirs[name][key]] for key in item}
@@ -313,32 +312,6 @@ def _flat(tree: Any) -> dict[str, Any]:
 def _items(state: State) -> dict[str, dict[str, Any]]:
     items = {"params": _flat(state.params), "train": _flat(state._replace(params=None, ema=None))}
     return items | ({"ema": _flat(state.ema)} if state.ema is not None else {})
-
-
-def _names_there(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, str]:
-    """Our names -> theirs. Where clipping was switched on or off, the optimiser's state has moved in its chain."""
-
-    def without_place(key: str) -> str:
-        return re.sub(r"^opt_state\.\d+\.", "opt_state.", key)
-
-    there = {without_place(key): key for key in stored}
-    return {key: key if key in stored else there.get(without_place(key), key) for key in wanted}
-
-
-def _check_shapes(wanted: Mapping[str, Any], stored: Mapping[str, tuple[tuple[int, ...], str]], place: str) -> None:
-    ours = {key: tuple(leaf.shape) for key, leaf in wanted.items()}
-    theirs = {key: shape for key, (shape, _) in stored.items()}
-    if ours == theirs:
-        return
-    wrong = [
-        f"{key}: expected {ours.get(key)}, got {theirs.get(key)}"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
-    ]
-    raise UserError(
-        f"The checkpoint {place} is of another model ({'; '.join(wrong[:5])}; {len(wrong)} in all): "
-        "use the configuration it was trained with, or another --workdir."
-    )
 
 
 def _hush_late_callbacks() -> None:

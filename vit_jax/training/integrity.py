@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -100,3 +101,30 @@ def compare(place: Path, sums: Mapping[str, int], record: Record) -> None:
     wrong = sorted(key for key, found in sums.items() if record[key][2] != found)
     if wrong:
         raise Damaged(place, f"{wrong[0]} does not hold the numbers that were written; {len(wrong)} arrays in all")
+
+
+def names_there(wanted: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, str]:
+    """Our names -> theirs. Where clipping was switched on or off, the optimiser's state has moved in its chain."""
+
+    def without_place(key: str) -> str:
+        return re.sub(r"^opt_state\.\d+\.", "opt_state.", key)
+
+    there = {without_place(key): key for key in stored}
+    return {key: key if key in stored else there.get(without_place(key), key) for key in wanted}
+
+
+def check_shapes(wanted: Mapping[str, Any], stored: Mapping[str, tuple[tuple[int, ...], str]], place: str) -> None:
+    """Raise `UserError` where the arrays that are wanted are not those that are stored."""
+    ours = {key: tuple(leaf.shape) for key, leaf in wanted.items()}
+    theirs = {key: shape for key, (shape, _) in stored.items()}
+    if ours == theirs:
+        return
+    wrong = [
+        f"{key}: expected {ours.get(key)}, got {theirs.get(key)}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    ]
+    raise UserError(
+        f"The checkpoint {place} is of another model ({'; '.join(wrong[:5])}; {len(wrong)} in all): "
+        "use the configuration it was trained with, or another --workdir."
+    )

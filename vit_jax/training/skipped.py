@@ -33,6 +33,7 @@ def remedy(checkpoints: Checkpoints, step: int, in_row: int) -> str:
 
     Nothing is saved from such a streak. What was saved just before it may still be its cause: finite numbers, too large.
     """
+    checkpoints.wait()
     steps, before = checkpoints.steps(), step - in_row
     again = "lower base_lr or set grad_norm_clip, and give the same command again, which"
     if not steps:
