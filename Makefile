@@ -36,4 +36,4 @@ $(READY):
 	@rm -f $(VENV)/.ready-* && touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

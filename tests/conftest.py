@@ -28,7 +28,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
-def small():
+def small(make_small):
+    return make_small
+
+
+@pytest.fixture(scope="session")
+def make_small():
     """The smallest configuration that has everything: digits-sized, float32, two blocks."""
 
     def make(stage="scratch", **changes):

@@ -19,9 +19,10 @@ HOUSE = {
     "models": ({"contracts", "derived", "sharding", "ops"}, {"optax"}),
     "conversion": ({"contracts", "derived", "sharding", "ops", "models"}, {"optax"}),
     "evaluation": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
-    "training": ({"contracts", "derived", "sharding", "ops", "models"}, set()),
+    "training": ({"contracts", "derived", "sharding", "processes", "ops", "models"}, set()),
     "planning": ({"contracts", "derived", "sharding", "devices", "ops", "models", "training"}, {"optax"}),
     "processes": ({"contracts"}, {"flax", "optax"}),
+    "workdirs": ({"contracts", "configuration", "processes", "data"}, {"flax", "optax"}),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),
 }
 LAST = {"commands", "visualisation", "planning", "main", "api"}  # what the loop and the parts never import

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,8 +42,6 @@ def test_a_run_in_two_parts_is_the_run_in_one(small, tmp_path, stage):
 
     # stop at step 3 by leaving only that checkpoint, then go on with the same command
     train.run(config, tmp_path / "parts")
-    import shutil
-
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "6")
     again = train.run(config, tmp_path / "parts")
     assert again.metrics == whole.metrics
@@ -62,8 +62,8 @@ def test_a_workdir_of_another_configuration_is_refused(small, tmp_path):
     config = small("scratch", total_steps=2, warmup_steps=1)
     train.run(config, tmp_path)
     before = final_digest(tmp_path)
-    other = small("scratch", total_steps=2, warmup_steps=1, base_lr=0.5)
-    with pytest.raises(UserError, match=r"base_lr.*another --workdir"):
+    other = small("scratch", total_steps=2, warmup_steps=1, weight_decay=0.5)
+    with pytest.raises(UserError, match=r"weight_decay.*another --workdir"):
         train.run(other, tmp_path)
     assert final_digest(tmp_path) == before
     # where and how may change
@@ -121,6 +121,94 @@ def test_a_loss_that_stays_non_finite_stops_the_run_and_keeps_the_batch(small, t
         train.run(config, tmp_path)
     kept = np.load(tmp_path / "skipped" / "batch_0.npz")
     assert kept["image"].shape == (16, 8, 8, 3)
+
+
+def test_nothing_is_saved_from_a_streak_and_the_advice_works(small, tmp_path, capsys):
+    """A rate that explodes from step 3 on: step 3 stays the last checkpoint, and a lower rate goes on from there."""
+    train.run(small("scratch", ema=0.9), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    before = final_digest(tmp_path)
+    exploding = small("scratch", ema=0.9, base_lr=1e30, grad_norm_clip=None, checkpoint_every=1, max_skipped_steps=2)
+    exploding.progress_every = 1
+    with pytest.raises(UserError, match=r"finite loss.*lower base_lr or set grad_norm_clip.*continues from step 4; where "
+                       r"that does not help, remove \S+/4, and it continues from step 3"):  # fmt: skip
+        train.run(exploding, tmp_path)
+    assert "base_lr 0.004 -> 1e+30 from here on" in capsys.readouterr().out
+    assert Checkpoints(tmp_path).steps() == [3, 4]  # 5 and 6 had no finite loss
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
+    assert final_digest(tmp_path) == before
+    train.run(small("scratch", ema=0.9, base_lr=0.001), tmp_path)
+    assert "base_lr 0.004 -> 0.001 from here on" in capsys.readouterr().out
+    assert [row["base_lr"] for row in read_metrics(tmp_path) if row["kind"] == "run"][-1] == 0.001
+    assert Checkpoints(tmp_path).steps() == [3, 6]
+
+
+def test_a_run_that_is_told_to_stop_in_a_streak_saves_nothing(small, tmp_path, capsys, monkeypatch):
+    config = small("scratch", max_skipped_steps=100, eval_every=2)
+    config.pp.std = (1e-38,)
+    told = lambda run: setattr(run.stop, "told", True)  # noqa: E731
+    monkeypatch.setattr(train.Run, "judge", told)
+    assert train.run(config, tmp_path).stopped
+    assert not (tmp_path / "checkpoints").exists()
+    assert "stopped at step 2, not saved as its loss was not finite" in capsys.readouterr().out
+
+
+def test_a_last_step_without_a_finite_loss_is_no_end(small, tmp_path):
+    config = small("scratch", max_skipped_steps=100)
+    config.pp.std = (1e-38,)
+    with pytest.raises(UserError, match=r"the last step \(6\) had none: .*nothing was saved yet"):
+        train.run(config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_workdir_that_vanishes_is_an_error(small, tmp_path):
+    config = small("scratch", figures_every=2, checkpoint_every=0)
+    with pytest.raises(UserError, match="removed"):
+        train.run(config, tmp_path / "run", draw=lambda workdir, *_: shutil.rmtree(workdir))
+
+
+def test_metrics_that_are_none_are_left_out(tmp_path):
+    lines = [b'{"step": 1, "kind": "train", "loss": 2.0}', b"\xff\x00\x80", b"{}", b"[]", b"3", b'{"step": "x"}',
+             b'{"kind": "train"}', b'{"step": 2, "kind": "eval"}', b'{"step": 3, "ki']  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+    tracker = Tracker(tmp_path, step=1, total_steps=3)
+    tracker.record("train", 2, {"loss": 1.5})
+    tracker.close()
+    assert [(row["step"], row["kind"]) for row in read_metrics(tmp_path)] == [(1, "train"), (2, "train")]
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter
+
+    assert RecordWriter
+    tracker = Tracker(tmp_path, step=4, total_steps=9)
+    tracker.record("train", 5, {"loss": 1.5})
+    tracker.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, events = file.read_bytes(), []
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    assert [event.step for event in events] == [0, 5, 5]
+    assert events[1].session_log.status == 1  # START: what came after is forgotten
+    assert (events[2].summary.value[0].tag, events[2].summary.value[0].simple_value) == ("train/loss", 1.5)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    """No file above 100 KB, as on a disk that fills up while a checkpoint is written."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    done = subprocess.run(
+        [sys.executable, "-m", "vit_jax.main", f"--workdir={tmp_path}/run", *SETTINGS, "--config.model.hidden_size=64"],
+        env={**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "false"}, preexec_fn=limit,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: Expected to write a checkpoint into")
+    assert "File too large" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize(

@@ -184,3 +184,13 @@ def test_batch_must_divide(small):
         make_objective(small("scratch", objective="mea"), 10)
     with pytest.raises(UserError, match="labelled"):
         make_objective(small("scratch"), 0)
+
+
+def test_a_finite_gradient_with_infinite_parameters_is_skipped(small):
+    """The decay alone overflows: loss and gradient are finite."""
+    config = small("scratch", weight_decay=1e30, base_lr=1e30, ema=0.9)
+    _, state, reports = run_steps(config, steps=2)
+    assert all(np.isfinite(report.grad_norm) and not report.finite for report in reports[1:])
+    assert int(state.skipped_in_row) > 0
+    for path, leaf in flat_params(state).items():
+        assert np.isfinite(np.asarray(leaf, np.float32)).all(), path

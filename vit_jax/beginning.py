@@ -20,11 +20,14 @@ def begin(
     config: Config, program: Program, checkpoints: Checkpoints, weights: tuple[Weights, int] | None
 ) -> tuple[State, str]:
     """The first state of this run, and a sentence that says where it came from."""
-    own = checkpoints.latest()
-    if own is not None:
-        stored, _ = checkpoints.read(own)
-        configuration.check_same(config, stored, str(checkpoints.folder.parent))
-        return checkpoints.restore(own, program.abstract, program.layout), f"continuing at step {own}"
+
+    def continued(step: int) -> tuple[State, str]:
+        changes = configuration.check_same(config, checkpoints.read(step)[0], str(checkpoints.folder.parent))
+        return checkpoints.restore(step, program.abstract, program.layout), changes
+
+    if found := checkpoints.newest(continued):
+        own, (state, changes) = found
+        return state, f"continuing at step {own}{changes}"
     state = program.init(np.int32(config["seed"]))
     if weights is not None:
         theirs, where = weights
@@ -72,7 +75,5 @@ def _begun(workdir: Path) -> Config | None:
     if not (workdir / FOLDER).is_dir():
         return None
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.latest()
-    stored = None if step is None else configuration.completed(checkpoints.read(step)[0])
-    checkpoints.close()
-    return stored
+    found = checkpoints.newest(lambda step: configuration.completed(checkpoints.read(step)[0]))
+    return found[1] if found else None

@@ -30,6 +30,9 @@ NOT_HERE = {
     "inference_time.py": "inference alone is not timed here, `vit-jax bench --config=vit.py:b16,cifar10` times a "
     "training step",
 }
+# Fields that may differ although they change the result: what a run that diverged is told to change. Said and recorded.
+REMEDIES = ("base_lr", "grad_norm_clip")
+LENGTHS = ("total_steps", "total_epochs")  # may differ where the learning rate does not hang on them: that is exact
 
 
 def recipes_root() -> Path:
@@ -230,16 +233,28 @@ def completed(stored: Config) -> dict[str, Any]:
     return fill(plain(default_fields()), stored)
 
 
-def check_same(given: Config, stored: Config, workdir: str) -> None:
-    """Raise `UserError` where a workdir holds a run of another configuration."""
+def check_same(given: Config, stored: Config, workdir: str) -> str:
+    """Words for what changed of `REMEDIES`, "; base_lr 0.5 -> 0.1", or nothing.
+
+    Raises:
+      UserError: the workdir holds a run of another configuration.
+    """
     ours, theirs = dict(flatten(plain(given))), dict(flatten(completed(stored)))
     differing = [
-        f"{field} (there {theirs.get(field)!r}, now {ours.get(field)!r})"
+        field
         for field in sorted(ours.keys() | theirs.keys())
         if ours.get(field) != theirs.get(field) and field.split(".")[0] not in FREE_FIELDS
     ]
-    if differing:
+    may_change = REMEDIES + (LENGTHS if theirs["decay_type"] == "constant" and not theirs["warmup_share"] else ())
+    if refused := [field for field in differing if field not in may_change]:
+        words = [f"{field} (there {theirs.get(field)!r}, now {ours.get(field)!r})" for field in refused[:5]]
         raise UserError(
-            f"Expected {workdir} to hold a run of this configuration, it differs in {', '.join(differing[:5])}: "
-            "give another --workdir, or these values."
+            f"Expected {workdir} to hold a run of this configuration, it differs in {', '.join(words)}: "
+            + (
+                f"its learning rates followed from its length; to train on from what it learned give another --workdir and "
+                f"--config.init_from={workdir}."
+                if set(refused) <= {*LENGTHS, "warmup_steps", "warmup_epochs", "warmup_share"}
+                else "give another --workdir, or these values."
+            )
         )
+    return "".join(f"; {field} {theirs[field]} -> {ours[field]} from here on" for field in differing)

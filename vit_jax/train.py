@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from vit_jax import configuration, derived, processes, sharding
+from vit_jax import configuration, derived, processes, sharding, workdirs
 from vit_jax.beginning import begin, with_weights
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.decoding import check_channels
@@ -28,6 +27,7 @@ from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
 from vit_jax.models.registry import count_params, pair, vit_config
+from vit_jax.training import skipped
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
@@ -63,9 +63,9 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None, typed: fr
       KeyboardInterrupt: after Ctrl-C, with the last step saved.
     """
     configuration.check(config)
-    with contextlib.closing(processes.Stop()) as stop:
+    with contextlib.closing(processes.Stop()) as stop, contextlib.closing(workdirs.Lock(workdir)) as lock:
         with processes.together():
-            held = prepare(config, Path(workdir), draw, stop, typed)
+            held = prepare(config, Path(workdir), draw, stop, lock, typed)
         with contextlib.closing(held), processes.together():
             loop(held)
             metrics = finish(held)
@@ -82,6 +82,7 @@ class Run:
     workdir: Path
     draw: Draw | None
     stop: processes.Stop
+    lock: workdirs.Lock
     mesh: Mesh
     source: Source
     test: Source
@@ -138,8 +139,10 @@ class Run:
             self.draw(self.workdir, self.config, model, spread_batch(self.test, self.preprocess))
 
     def save(self) -> None:
-        """State, clock and data position together."""
-        self.checkpoints.save(self.state, configuration.plain(self.config), self.metadata)
+        """State, clock and data position together; nothing from a streak of steps that were not finite."""
+        self.lock.check()
+        if int(self.state.skipped_in_row) == 0:
+            self.checkpoints.save(self.state, workdirs.lasting(self.config), self.metadata)
 
     def close(self) -> None:
         self.tracker.close()
@@ -147,7 +150,12 @@ class Run:
 
 
 def prepare(
-    config: Config, workdir: Path, draw: Draw | None, stop: processes.Stop, typed: frozenset[str] = frozenset()
+    config: Config,
+    workdir: Path,
+    draw: Draw | None,
+    stop: processes.Stop,
+    lock: workdirs.Lock,
+    typed: frozenset[str] = frozenset(),
 ) -> Run:
     """Everything before the first step, in the order in which it can fail; nothing is written before it all fits."""
     # Devices
@@ -186,20 +194,25 @@ def prepare(
 
     # Where we begin: 1 this workdir's own last checkpoint, 2 given weights, ours or converted, 3 from scratch
     processes.make_shared_folder(workdir)
+    lock.take()
     checkpoints = Checkpoints(workdir, keep=config["keep_checkpoints"])
     state, note = begin(config, program, checkpoints, weights)
     step = int(state.step)
-    _write_once(workdir, config, program)
+    workdirs.describe(workdir, config, print_table(settings_table(program.abstract.params, config)))
     tracker = Tracker(workdir, step=step, total_steps=total_steps, writes=jax.process_index() == 0)
     tracker.say(
         f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
         f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"
     )
+    if step >= total_steps:
+        notes.append(
+            f"this run is finished; to train on from what it learned give another --workdir and --config.init_from={workdir}"
+        )
     notes += derived.in_words(config, vit_config(config, None).num_patches, steps_per_epoch)
     for line in notes:
         tracker.say(f"  {line}")
     metadata = _metadata(config, source, num_classes)
-    return Run(config, workdir, draw, stop, mesh, source, test, preprocess, num_classes, total_steps, program,
+    return Run(config, workdir, draw, stop, lock, mesh, source, test, preprocess, num_classes, total_steps, program,
                eval_step, checkpoints, metadata, tracker, state, step)  # fmt: skip
 
 
@@ -249,11 +262,18 @@ def finish(run: Run) -> dict[str, float]:
     """Last words: a stopped run is saved where it is, a finished one is judged."""
     run.save()
     run.checkpoints.wait()
+    if not run.stop.told and (in_row := int(run.state.skipped_in_row)):
+        words = skipped.remedy(run.checkpoints, run.step, in_row)
+        raise UserError(f"Expected a finite loss, the last step ({run.step}) had none: {words}.")
     metrics = None if run.stop.told else run.judge()
     if not run.stop.told:
         run.picture()
     elif run.step < run.total_steps:
-        run.tracker.say(f"stopped at step {run.step}, saved; the same command continues")
+        saved = run.checkpoints.latest()
+        words = (
+            "saved" if saved == run.step else f"not saved as its loss was not finite; the last checkpoint is {saved}"
+        )
+        run.tracker.say(f"stopped at step {run.step}, {words}; the same command continues")
     return metrics or {}
 
 
@@ -278,18 +298,12 @@ def _metadata(config: Config, source: Source, num_classes: int | None) -> dict[s
     }
 
 
-def _write_once(workdir: Path, config: Config, program: Program) -> None:
-    """config.json and the table of rates and decays, for people."""
-    if jax.process_index() == 0:
-        (workdir / "config.json").write_text(json.dumps(configuration.plain(config), indent=2) + "\n")
-        (workdir / "parameters.txt").write_text(print_table(settings_table(program.abstract.params, config)))
-
-
 def _compile(run: Run, batch: Batch, seed: Any) -> Any:
-    """Compile the step before the clock starts, and note how long that took."""
+    """Compile the step before the clock starts; note how long that took, and with which settings it goes on."""
     began = time.perf_counter()
     compiled = run.program.step.lower(run.state, sharding.put(batch, run.mesh), seed).compile()
-    run.tracker.record("run", run.step, {"compile_seconds": round(time.perf_counter() - began, 2)})
+    remedies = {field: float(run.config[field] or 0.0) for field in configuration.REMEDIES}  # they may change meanwhile
+    run.tracker.record("run", run.step, {"compile_seconds": round(time.perf_counter() - began, 2), **remedies})
     return compiled
 
 
@@ -311,18 +325,10 @@ def _log(tracker: Tracker, config: Config, window: Window, reports: list[Any], s
 
 def _guard(run: Run, reports: list[Any]) -> None:
     """Report skipped steps, keep their batch for a replay, and stop when too many come in a row."""
-    first = run.step - len(reports)
-    bad = [first + place for place, report in enumerate(reports) if not report.finite]
-    if not bad:
-        return
-    folder = run.workdir / "skipped"
-    folder.mkdir(exist_ok=True)
-    batch = next(run.batches(bad[0]))  # made again rather than kept all the time
-    kept = folder / f"batch_{bad[0]}.npz"
-    np.savez(kept, **batch._asdict())
-    print(f"\nskipped {len(bad)} steps with a loss or gradient that is not finite, first at {bad[0]}; batch in {kept}")
+    kept = skipped.keep_first(run.workdir, run.step, reports, run.batches)
     if max(int(report.skipped_in_row) for report in reports) >= run.config["max_skipped_steps"]:
+        in_row = int(reports[-1].skipped_in_row)
         raise UserError(
-            f"Expected a finite loss, {int(reports[-1].skipped_in_row)} steps in a row up to {run.step} had none: lower "
-            f"base_lr or set grad_norm_clip; the batch is in {kept}, the last checkpoint is untouched."
+            f"Expected a finite loss, {in_row} steps in a row up to {run.step} had none: "
+            f"{skipped.remedy(run.checkpoints, run.step, in_row)}; the batch is in {kept}."
         )

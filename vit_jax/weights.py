@@ -29,21 +29,25 @@ def open_weights(
             f"Expected {', '.join(given)} only for other people's files, {path} is a workdir that knows it."
         )
     checkpoints = Checkpoints(path, read_only=True)
-    found = checkpoints.latest() if step is None else step
-    if found is None or found not in checkpoints.manager.all_steps():
+    steps = checkpoints.steps()
+    if not steps or (step is not None and step not in steps):
         raise UserError(
-            f"Expected a checkpoint{'' if step is None else f' of step {step}'} in {path}, found steps "
-            f"{list(checkpoints.manager.all_steps())}: train first, or give another step."
+            f"Expected a checkpoint{'' if step is None else f' of step {step}'} in {path}, found steps {steps}: train "
+            "first, or give another step."
         )
-    config, metadata = checkpoints.read(found)
-    params = dict(checkpoints.params(found, averaged=averaged))
-    checkpoints.close()
+
+    def whole(step: int) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        return *checkpoints.read(step), checkpoints.params(step, averaged=averaged)
+
+    found = checkpoints.newest(whole) if step is None else (step, whole(step))
+    assert found is not None
+    step, (config, metadata, params) = found
     names = metadata["class_names"]
     # The kernel belongs to the machine that trained; the weights are looked at anywhere, also in float32.
     config = configuration.completed(config) | {"attention": "xla"}
     # A workdir that came out of a conversion keeps its source's way of resizing positions.
     source = metadata.get("source", "native")
-    return Weights(params, config, metadata["num_classes"], tuple(names) if names else None, source), found
+    return Weights(params, config, metadata["num_classes"], tuple(names) if names else None, source), step
 
 
 def given_weights(config: Config) -> str | None:

@@ -32,14 +32,15 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     checkpoints = Checkpoints(args.workdir, read_only=True)
-    step = checkpoints.latest()
-    if step is None:
+    newest = checkpoints.newest(
+        lambda step: (*checkpoints.read(step), checkpoints.params(step, averaged=False), checkpoints.next_batch(step))
+    )
+    if newest is None:
         raise UserError(f"Expected a checkpoint in {args.workdir}, found none: train first.")
-    config, metadata = checkpoints.read(step)
-    params = checkpoints.params(step, averaged=False)
+    step, (config, metadata, params, next_batch) = newest
     found = {
         "step": step,
-        "next_batch": checkpoints.next_batch(step),
+        "next_batch": next_batch,
         "objective": config["objective"],
         "dataset": metadata["dataset"],
         "classes": metadata["num_classes"],

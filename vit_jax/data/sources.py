@@ -15,6 +15,9 @@ from vit_jax.data.folders import folder_records
 __all__ = ["Source", "open_source"]
 
 
+MADE_UP = ("digits", "fake")  # data sets that need no folder and no download
+
+
 @runtime_checkable
 class Source(Protocol):
     """Random access to records. `class_names` is None without labels."""
@@ -40,7 +43,7 @@ def open_source(dataset: str, split: str, *, tfds_data_dir: str | None = None, s
       UserError: nothing there, an empty class, or a split that does not exist.
     """
     path = Path(dataset).expanduser()
-    if dataset in ("digits", "fake"):
+    if dataset in MADE_UP:
         base, part = parse_split(split)
         return Part(digits(base), part) if dataset == "digits" else Part(Fake(base), part)
     if prepared := _prepared_folder(path):
@@ -48,8 +51,10 @@ def open_source(dataset: str, split: str, *, tfds_data_dir: str | None = None, s
     if path.is_dir():
         base, part = parse_split(split)
         return Part(folder_records(path, base, seed), part)
-    if path.exists() or ("/" in dataset.split(":")[0] and not re.fullmatch(r"[a-z0-9_]+/[\w.-]+(:[\w.]+)?", dataset)):
-        raise UserError(f"Expected a folder of pictures or a TFDS name, {dataset} is neither: fix config.dataset.")
+    if path.exists():
+        raise UserError(f"Expected a folder of pictures or a TFDS name, {dataset} is a file: fix config.dataset.")
+    if not re.fullmatch(r"[a-z]\w*(/[\w.-]+)?(:[\w.]+)?", dataset):
+        raise _missing_folder(path)
     return tfds_source(dataset, split, tfds_data_dir)
 
 
@@ -66,6 +71,13 @@ def check_classes(source: Source) -> int:
             "alone: add the folder of another class, or pre-train with config.objective='mae'."
         )
     return len(source.class_names)
+
+
+def _missing_folder(path: Path) -> UserError:
+    return UserError(
+        f"Expected a folder of pictures or a TFDS name, the folder {path.absolute()} does not exist (and no data set of "
+        "TFDS has this name): fix config.dataset."
+    )
 
 
 def parse_split(split: str) -> tuple[str, tuple[str, str] | None]:
@@ -207,6 +219,10 @@ def tfds_source(where: str | Path, split: str, data_dir: str | None) -> Tfds:
         builder = tfds.builder_from_directory(where) if in_folder else tfds.builder(where, data_dir=data_dir)
         known = list(builder.info.splits)
     except Exception as error:
+        if not in_folder and re.split("[/:]", str(where))[0] not in tfds.list_builders(
+            with_community_datasets=False  # which would need TensorFlow
+        ):
+            raise _missing_folder(Path(where)) from error
         raise UserError(
             f"Expected the prepared TFDS data set {where}, it could not be opened ({first_line(error)[:160]}): set "
             "config.tfds_data_dir, give a folder of pictures, or make one with `vit-jax prepare FOLDER OUT`."

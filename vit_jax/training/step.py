@@ -30,7 +30,7 @@ class State(NamedTuple):
     params: Any
     opt_state: Any
     ema: Any  # None without EMA
-    skipped: Int[Array, ""]  # steps left out because loss or gradient was not finite
+    skipped: Int[Array, ""]  # steps left out because loss, gradient or new parameters were not finite
     skipped_in_row: Int[Array, ""]
 
 
@@ -124,11 +124,12 @@ def make_step(
         # Divided once, by what the whole batch counted: unequal masks and weights come out as in one batch.
         grads = jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1e-9), sums)
         norm, rate = optax.tree.norm(grads), schedule(state.step)
-        finite = jnp.isfinite(loss.total) & jnp.isfinite(norm)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         params = jax.tree_util.tree_map_with_path(lambda path, p: statistics.get(path_name(path), p), params)
+        # A finite gradient can still give infinite numbers, which no later step would heal.
+        finite = jnp.isfinite(loss.total) & jnp.isfinite(norm) & all_finite((params, opt_state))
         # Also on a skipped step the clock moves on: the data does, too.
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
@@ -141,6 +142,12 @@ def make_step(
         return new_state, Report({"loss": loss, **metrics}, rate, norm, finite, in_row)
 
     return step
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether every float is finite. A sum over what the update has just written; the average follows the parameters."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
 def statistics_of(model: Any) -> dict[str, Any]:

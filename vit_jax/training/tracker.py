@@ -2,45 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_jax.contracts import to_json
+from vit_jax.contracts import UserError, to_json
 
 METRICS = "metrics.jsonl"
 
 
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl. A line cut off by a crash is left out."""
+    """The lines of a run's metrics.jsonl. A line that is none of ours (cut off by a crash, damaged) is left out."""
     path = Path(workdir) / METRICS
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("kind"), str):
+            rows.append(row)
     return rows
 
 
-def _summary_writer() -> Any:
-    """tensorboardX's, without PyTorch: it imports it where it is installed, for seconds, to log its tensors."""
-    logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-    hidden = "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
+class Events:
+    """TensorBoard's file of scalars, written at once. tensorboardX's own writer does it in a thread of its own, which
+    dies unheard when the disk is full, after which the run waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, *, after: int | None):
+        """`after`: forget what an interrupted run wrote from this step on."""
+        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
+        # It imports PyTorch where that is installed, for seconds, to log its tensors.
+        hidden = "torch" not in sys.modules
         if hidden:
-            del sys.modules["torch"]
-    return SummaryWriter
+            sys.modules["torch"] = None  # type: ignore[assignment]
+        try:
+            from tensorboardX import event_file_writer, proto, summary
+        finally:
+            if hidden:
+                del sys.modules["torch"]
+        self._scalar, self._event = summary.scalar, proto.event_pb2.Event
+        folder.mkdir(exist_ok=True)
+        self._file = event_file_writer.EventsWriter(str(folder / "events"))
+        if after is not None:
+            start = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
+            self._file.write_event(self._event(wall_time=time.time(), step=after, session_log=start))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._file.write_event(
+                self._event(wall_time=time.time(), step=step, summary=self._scalar(name, float(value)))
+            )
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Tracker:
@@ -57,17 +82,30 @@ class Tracker:
         temporary.write_text("".join(to_json(row) + "\n" for row in kept))
         temporary.replace(self.workdir / METRICS)
         self._file = (self.workdir / METRICS).open("a")
-        self._events = _summary_writer()(str(self.workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._events = Events(self.workdir / "tensorboard", after=step + 1 if step else None)
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics, `kind` being "train", "eval" or "run"."""
         if not self.writes:
             return
+        self._check()
         row = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
         self._file.write(to_json(row) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        self._events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+
+    def _check(self) -> None:
+        """A file that was removed can be written to without an error, and nobody will ever read it."""
+        path = self.workdir / METRICS
+        try:
+            there = path.stat().st_ino == os.fstat(self._file.fileno()).st_ino
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise UserError(
+                f"Expected {path} to stay where it is, it was removed or replaced while the run wrote to it: put the "
+                "workdir back, or start again."
+            )
 
     def line(self, step: int, values: Mapping[str, float], eta: float) -> None:
         """The progress line: redrawn on a terminal, printed elsewhere."""
@@ -84,8 +122,11 @@ class Tracker:
 
     def close(self) -> None:
         if self.writes:
-            self._file.close()
-            self._events.close()
+            for file in (self._file, self._events):
+                with contextlib.suppress(
+                    OSError
+                ):  # what was written is on the disk since; what was not has been raised
+                    file.close()
             if self._live:
                 print(flush=True)
 
