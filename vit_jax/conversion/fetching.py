@@ -64,14 +64,18 @@ def fetch(path: str | Path) -> Path:
 
 def cached(address: str, digits: str = "") -> Path:
     """The file of an address in the cache, fetched unless it is there and whole. `digits`: first ones of its sha256."""
+    shown = shown_address(address)
+    try:
+        secret = "@" in urllib.parse.urlsplit(address).netloc
+    except ValueError as error:
+        raise UserError(f"Expected an address, got {shown} ({error}).") from error
+    if secret:
+        raise UserError(f"Expected an address without user and password, got one to {shown}: fetch it by hand.")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_jax" / "weights"
     folder = home / hashlib.sha256(address.encode(errors="replace")).hexdigest()[:16]
     local, noted = folder / plain_name(address), folder / "length"
     if local.is_file() and noted.is_file() and noted.read_text() == str(local.stat().st_size):
         return local
-    shown = shown_address(address)
-    if "@" in urllib.parse.urlsplit(address).netloc:
-        raise UserError(f"Expected an address without user and password, got one to {shown}: fetch it by hand.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _download(address, local, digits)

@@ -34,11 +34,12 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 
 def _described(members: Members, name: str) -> Tensor:
-    start = members.start(name, 12)
-    wide = start[6:7] != b"\x01"  # version 1 counts the header's bytes with two bytes, later ones with four
-    begin = 12 if wide else 10
+    start = members.start(name, 12 + LONGEST_HEADER)
+    begin = (
+        10 if start[6:7] == b"\x01" else 12
+    )  # version 1 counts the header's bytes with two bytes, later ones with four
     length = int.from_bytes(start[8:begin], "little")
-    header = HEADER.fullmatch(members.start(name, begin + min(length, LONGEST_HEADER))[begin:])
+    header = HEADER.fullmatch(start[begin : begin + length])
     if not start.startswith(MAGIC) or header is None:
         raise UserError(f"Expected arrays of numbers in {members.path}, {name} is something else: fetch it again.")
     kind, fortran, numbers = header.groups()

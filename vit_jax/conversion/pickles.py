@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import os
+import mmap
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -161,19 +161,6 @@ def _read_zip(path: Path) -> tuple[Any, int]:
     return Machine(BUILDERS, storage).run(io.BytesIO(members.read(index).tobytes())), members.total
 
 
-class _Clipped:
-    """A file that is not asked for more bytes than it has left, whatever a length in it says."""
-
-    def __init__(self, file: BinaryIO, size: int):
-        self.file, self.size, self.tell = file, size, file.tell
-
-    def read(self, count: int) -> bytes:
-        return self.file.read(min(count, self.size - self.tell()))
-
-    def readline(self) -> bytes:
-        return self.file.readline(2**16)
-
-
 def _read_stream(path: Path) -> tuple[Any, int]:
     """PyTorch before 1.6: magic number, version, system, the object, the storages' keys, the storages."""
     storages: dict[str, Storage] = {}
@@ -189,22 +176,23 @@ def _read_stream(path: Path) -> tuple[Any, int]:
             raise ValueError("two storages of one name")
         return found
 
-    size = os.path.getsize(path)
-    with path.open("rb") as file:
-        clipped, machine = _Clipped(file, size), Machine(BUILDERS, storage)
-        if machine.run(clipped) != LEGACY_MAGIC:
+    machine = Machine(BUILDERS, storage)
+    # A mapped file gives what it has, however much a length in it asks for.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        size = len(mapped)
+        if machine.run(mapped) != LEGACY_MAGIC:
             raise UserError(f"Expected a file of torch.save, {path} is none.")
         for _ in range(2):
-            machine.run(clipped)
-        content = machine.run(clipped)
-        for key in machine.run(clipped):
+            machine.run(mapped)
+        content = machine.run(mapped)
+        for key in machine.run(mapped):
             found = storages[key]
-            numbers, place = int.from_bytes(file.read(8), "little"), file.tell()
+            numbers, place = int.from_bytes(mapped.read(8), "little"), mapped.tell()
             length = numbers * found.dtype.itemsize
             if numbers != found.numbers or place + length > size:
                 raise EOFError("the storages are cut off")
             found.read = functools.partial(_read_storage, path, place, found.dtype, numbers)
-            file.seek(length, 1)
+            mapped.seek(place + length)
     return content, size
 
 
