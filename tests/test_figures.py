@@ -69,7 +69,7 @@ def test_prediction_is_dimmed_where_the_model_saw():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten classes of seven test pictures, the n-th class of grey 20 n."""
+    """Ten classes of seven test pictures, the n-th class of red 20 n."""
     for split in ("train", "test"):
         for number in range(10):
             (tmp_path / split / f"c{number}").mkdir(parents=True)
@@ -83,26 +83,32 @@ def test_pictures_drawn_of_a_run_are_of_different_classes(folder):
     source, views = open_source(str(folder), "test"), Preprocess(crop=(8, 8))
     batch = spread_batch(source, views)
     assert len(batch.image) == len(set(batch.label.tolist())) == 8
+    assert batch.label.max() == 9
     np.testing.assert_array_equal(batch.image[:, 0, 0, 0], 20 * batch.label)
     np.testing.assert_array_equal(spread_batch(source, views).image, batch.image)
-    (folder / "test" / "c0" / "4.png").write_bytes(b"broken")  # the first of them
+    broken = batch.image[0, 0, 0]
+    (folder / "test" / f"c{broken[0] // 20}" / f"{broken[1]}.png").write_bytes(b"broken")
     assert len(spread_batch(source, views).image) == 7
 
 
-def test_few_pictures_are_all_drawn_and_no_other_is_read():
-    class Three(Fake):
-        read = ()
+@pytest.mark.parametrize(("size", "classes", "different"), [(3, 10, 3), (64, 10, 8), (5000, 3, 3), (5000, 8, 8)])
+def test_pictures_drawn_of_any_order_are_few_to_read(size, classes, different):
+    """One class after the other, as made-up pictures come, and every label at once."""
+    read = []
 
+    class Counted(Fake):
         def __len__(self):
-            return 3
+            return size
 
         def __getitem__(self, index):
-            self.read = (*self.read, index)
+            read.append(index)
             return super().__getitem__(index)
 
-    source = Three("test")
-    assert len(spread_batch(source, Preprocess(crop=(32, 32))).image) == 3
-    assert source.read == (0, 1, 2)
+    batch = spread_batch(Counted("test", classes), Preprocess(crop=(32, 32)))
+    assert len(batch.image) == min(size, 8)
+    assert len(set(batch.label.tolist())) == different
+    assert len(set(read)) <= 64
+    assert max(read) - min(read) > 0.8 * size or size == 3
 
 
 def test_attention_is_drawn_with_a_colour_bar_over_pictures_of_any_size():

@@ -172,7 +172,6 @@ def test_figures_of_a_masked_autoencoder(workdir, tmp_path, capsys):
         (["--heads", "9"], "Expected heads from 0 to 1"),
         (["--heads"], "got none: change --heads"),
         (["--layers"], "got none: change --layers"),
-        ([str(tmp_path / "text.png")], "cannot be read"),
         (["--out", str(tmp_path / "file")], "cannot be written"),
     ]:
         given = ["figures", str(workdir), str(picture), "--out", str(tmp_path / "none")]
@@ -181,6 +180,8 @@ def test_figures_of_a_masked_autoencoder(workdir, tmp_path, capsys):
         assert said in err
         assert len(err.splitlines()) == 1
         assert not (tmp_path / "none").exists()
+    assert main(["figures", str(workdir), str(tmp_path / "text.png"), "--out", str(tmp_path / "none")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 def test_probe_computes_features_once(workdir, tmp_path, capsys):

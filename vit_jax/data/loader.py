@@ -178,11 +178,19 @@ def eval_batches(
 
 
 def spread_batch(source: Source, preprocess: Preprocess, count: int = 8) -> Batch:
-    """A few pictures from all over `source`, so of different classes: folders hold one class after another.
+    """A few pictures from all over `source`, of different classes as far as there are, always the same ones.
 
-    Always the same ones, and no other is read; fewer where pictures are few or unreadable.
+    Eight times as many are asked for their labels, and no others are read. Fewer come out where pictures are few or
+    unreadable.
     """
-    size = len(source)
-    chosen = np.unique((2 * np.arange(count) + 1) * size // (2 * count)).tolist()
-    batch = EvalRows(source, preprocess, size, chosen, Unreadable(size, limit=1.0))(0)
+
+    def evenly(indices: Sequence[int], wanted: int) -> list[int]:
+        wanted = min(wanted, len(indices))
+        return [indices[(2 * place + 1) * len(indices) // (2 * wanted)] for place in range(wanted)]
+
+    candidates = evenly(range(len(source)), 8 * count)
+    first_of_class = {source[index].label: index for index in reversed(candidates)}
+    chosen = evenly(sorted(first_of_class.values()), count)
+    chosen += evenly([index for index in candidates if index not in chosen], count - len(chosen))
+    batch = EvalRows(source, preprocess, len(source), sorted(chosen), Unreadable(len(source), limit=1.0))(0)
     return Batch(*(part[batch.weight > 0] for part in batch))
