@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -130,7 +131,7 @@ class ResNetStem(nnx.Module):
 
     def __call__(self, images: Float[Array, "b H W c"]) -> Float[Array, "b H2 W2 c2"]:
         x = jax.nn.relu(self.gn_root(self.conv_root(images)))
-        low = jnp.asarray(-jnp.inf, x.dtype)
+        low = np.asarray(-np.inf, x.dtype)[()]  # a NumPy scalar: with an array, reduce_window cannot be linearised
         x = jax.lax.reduce_window(x, low, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
         for number in range(len(self.cfg.num_layers)):
             x = getattr(self, f"block{number + 1}")(x)
