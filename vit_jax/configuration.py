@@ -7,8 +7,9 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -51,15 +52,28 @@ def resolve(spec: str) -> str:
     raise UserError(f"Expected a config file, got {path!r}{hint}: give a path or one of {', '.join(known)}.")
 
 
-def load(spec: str) -> ml_collections.ConfigDict:
-    """The configuration of a file and its argument, checked for unknown fields."""
+def recipe(path: str) -> ModuleType:
+    """The Python file at `path`: its `get_config`, and its `derive` where it has one."""
     use_recipes()
-    path, _, argument = resolve(spec).partition(":")
     loader = importlib.util.spec_from_file_location("config_file", path)
     assert loader is not None
     assert loader.loader is not None
     module = importlib.util.module_from_spec(loader)
     loader.loader.exec_module(module)
+    return module
+
+
+def derive(config: ml_collections.ConfigDict, spec: str, typed: Collection[str]) -> None:
+    """Let the recipe of `spec` set what follows from other fields; the fields that the user set (`typed`) stay."""
+    module = recipe(resolve(spec).partition(":")[0])
+    if hasattr(module, "derive"):
+        module.derive(config, typed)
+
+
+def load(spec: str) -> ml_collections.ConfigDict:
+    """The configuration of a file and its argument, checked for unknown fields."""
+    path, _, argument = resolve(spec).partition(":")
+    module = recipe(path)
     try:
         config = module.get_config(argument) if argument else module.get_config()
     except (ValueError, AttributeError, KeyError) as error:

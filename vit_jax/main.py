@@ -28,6 +28,10 @@ def _train(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"Expected only --flags, got {argv[1:]}: write --config.field=value.")
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    flag = FLAGS["config"]
+    configuration.derive(
+        _CONFIG.value, config_flags.get_config_filename(flag), typed=set(config_flags.get_override_values(flag))
+    )
     run(_CONFIG.value, Path(str(_WORKDIR.value)), draw=draw_run)
 
 

@@ -29,6 +29,7 @@ from vit_jax.evaluation.evaluators import evaluate, make_eval_step
 from vit_jax.models.registry import count_params, pair
 from vit_jax.ops.paths import flat_params, path_name
 from vit_jax.training.checkpoints import Checkpoints
+from vit_jax.training.forecast import cpu_forecast
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
 from vit_jax.training.schedules import in_steps, make_schedule
@@ -186,6 +187,8 @@ def prepare(config: Config, workdir: Path, draw: Draw | None, stop: processes.St
         f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
         f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"
     )
+    if mesh.devices.flat[0].platform == "cpu":
+        tracker.say(cpu_forecast(config, program, total_steps - step))
     metadata = _metadata(config, source, num_classes)
     return Run(config, workdir, draw, stop, mesh, source, test, preprocess, num_classes, total_steps, program,
                eval_step, checkpoints, metadata, tracker, state, step)  # fmt: skip
