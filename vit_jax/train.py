@@ -186,9 +186,8 @@ def prepare(config: Config, workdir: Path, draw: Draw | None, stop: processes.St
     tracker.say(
         f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
         f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"
+        f"{cpu_forecast(config, program, mesh, total_steps - step)}"
     )
-    if mesh.devices.flat[0].platform == "cpu":
-        tracker.say(cpu_forecast(config, program, total_steps - step))
     metadata = _metadata(config, source, num_classes)
     return Run(config, workdir, draw, stop, mesh, source, test, preprocess, num_classes, total_steps, program,
                eval_step, checkpoints, metadata, tracker, state, step)  # fmt: skip

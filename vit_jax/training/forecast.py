@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from vit_jax.contracts import Batch, Config
 from vit_jax.models.registry import pair
@@ -18,15 +19,17 @@ from vit_jax.training.step import SEED, Program
 FLOPS_A_CORE = 50e9
 
 
-def cpu_forecast(config: Config, program: Program, steps: int) -> str:
-    """A line for the user about `steps` steps of `program` on this machine's cores."""
+def cpu_forecast(config: Config, program: Program, mesh: Mesh, steps: int) -> str:
+    """The end of a sentence about `steps` steps of `program` on this machine's cores; empty on other devices than CPUs."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return ""
     size = config["batch"]
     shape = (size, *pair(config["pp"]["crop"]), config["pp"]["channels"])
     pictures, labels = jax.ShapeDtypeStruct(shape, jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
     batch = Batch(pictures, labels, jax.ShapeDtypeStruct((size,), jnp.float32))  # type: ignore[arg-type]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     hours = cpu_hours(count_flops(program.step, program.abstract, batch, SEED), steps, cores)
-    return f"about {in_words(hours)} on {cores} CPU cores{quicker(config) if hours > 1 else ''}"
+    return f", about {in_words(hours)} on {cores} CPU cores{quicker(config) if hours > 1 else ''}"
 
 
 def cpu_hours(step_flops: int, steps: int, cores: int) -> float:
