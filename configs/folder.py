@@ -1,12 +1,15 @@
-"""Your own pictures: settings chosen from how many there are and how large they are.
+"""Your own pictures: settings chosen from how many there are, how large they are and how many steps there will be.
 
+    vit-jax train --workdir=runs/mine --config=folder.py:quick,FOLDER
+    vit-jax train --workdir=runs/mine --config=folder.py:scratch,FOLDER
     vit-jax train --workdir=runs/mine-mae --config=folder.py:pretrain,FOLDER
     vit-jax train --workdir=runs/mine --config=folder.py:finetune,FOLDER --config.init_from=runs/mine-mae
-    vit-jax train --workdir=runs/mine --config=folder.py:scratch,FOLDER
 
-FOLDER holds {train,test}/class/*.jpg, class/*.jpg or (to pre-train) *.jpg; or it is what `vit-jax prepare` wrote. The
-choices are this project's, not a paper's: small models, RandAugment and mixup where labels are few. Cost and accuracy
-depend on your pictures; CIFAR-10 as such a folder is in docs/results.md.
+FOLDER holds {train,test}/class/*.jpg, class/*.jpg or (to pre-train) *.jpg; or it is what `vit-jax prepare` wrote.
+
+quick: a quarter of an hour on two CPU cores, whatever the folder; a small hybrid, pictures of 32 or 64 pixels. The others
+want a GPU or days: a ViT at up to 224 pixels, by default up to 100 passes (400 to pre-train). The choices are this
+project's, not a paper's. Cost and accuracy depend on your pictures; CIFAR-10 as such a folder is in docs/results.md.
 """
 
 from __future__ import annotations
@@ -16,12 +19,37 @@ import logging
 import os
 import pathlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from configs import common, models
 
-STAGES = ("scratch", "pretrain", "finetune")
+STAGES = ("quick", "scratch", "pretrain", "finetune")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+
+# quick's hybrids. Picture size: (units of the ResNet stem's stages, cells of its map a side of a patch, pictures a second
+# that trained on two otherwise idle cores of a Xeon with AVX-512). Sixteen tokens at either size.
+QUICK = {32: ((2,), 2, 270), 64: ((2, 2), 2, 75)}
+QUICK_SECONDS = 540  # of training; the rest of the quarter of an hour goes to compiling, evaluating and slower machines
+QUICK_PASSES = 100  # at most: a small folder is learned by heart after that
+
+FEW_PASSES = 10
+
+# How strongly to regularise follows from the steps of the schedule: what a model has no time to learn is noise to it. Up to
+# so many steps, these values.
+STRENGTHS = {
+    2_000: {
+        "base_lr": 2e-3, "pp.crop_area": (0.7, 1.0), "pp.randaugment": "", "pp.erasing": 0.0,
+        "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.1, "model.transformer.drop_path": 0.0,
+    },
+    10_000: {
+        "base_lr": 1e-3, "pp.crop_area": (0.35, 1.0), "pp.randaugment": "rand-m5-n1-mstd0.5-inc1", "pp.erasing": 0.0,
+        "mixup": 0.2, "cutmix": 0.0, "label_smoothing": 0.1, "model.transformer.drop_path": 0.0,
+    },
+    float("inf"): {
+        "base_lr": 5e-4, "pp.crop_area": (0.35, 1.0), "pp.randaugment": "rand-m9-mstd0.5-inc1", "pp.erasing": 0.25,
+        "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "model.transformer.drop_path": 0.1,
+    },
+}  # fmt: skip
 
 
 def get_config(stage_and_folder: str = "scratch,."):
@@ -29,45 +57,100 @@ def get_config(stage_and_folder: str = "scratch,."):
     stage, _, folder = stage_and_folder.partition(",")
     if stage not in STAGES:
         raise ValueError(f"Expected folder.py:{{{','.join(STAGES)}}},FOLDER, got {stage_and_folder!r}.")
-    count, side = look_at(pathlib.Path(folder).expanduser())
-    size = 32 if side <= 48 else 64 if side <= 96 else 128 if side <= 160 else 224
-    patch = size // 8 if size < 128 else 16  # 64 tokens, 196 at 224 pixels
+    count, side = look_at(training_part(folder))
     config = common.get_config()
     config.dataset = folder
-    config.model = models.model_config("ViT-Ti_16" if count < 200_000 else "ViT-S_16")
-    config.model.patches.size = (patch, patch)
-    config.model.update({"init": "mae", "cls_token": True, "classifier": "gap", "positions": "sincos2d_mae"})
     config.pp.mean, config.pp.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    config.pp.crop, config.pp.crop_share = size, None if size < 64 else 224 / 256
     config.pp.interpolation = "bicubic"
     config.optim, config.optim_dtype = "adamw", "float32"
     config.weight_decay = 0.05
     config.weight_decay_rules = (("(bias|scale)$", 0.0), ("", 1.0))
-    config.batch = max(16, min(256, 2 ** (max(count, 1).bit_length() - 4)))  # at least eight steps an epoch
+    config.total_steps, config.warmup_steps, config.warmup_share = None, None, 1 / 20
+    if stage == "quick":
+        _quick(config, count, side)
+    else:
+        _vit(config, count, side)
+    config.model.update({"init": "mae", "cls_token": True, "classifier": "gap", "positions": "sincos2d_mae"})
     config.batch_eval = config.batch
-    config.total_steps, config.warmup_steps = None, None
-    config.lr_scaling = 256
-    config.mae.decoder.update({"hidden_size": 128, "num_layers": 4, "num_heads": 4, "mlp_dim": 512})
     if stage == "pretrain":
         config.objective = "mae"
         config.model.train_positions = False
         config.pp.crop_area = (0.2, 1.0)
         config.b2, config.base_lr = 0.95, 6e-4
-        config.total_epochs, config.warmup_share = epochs(count, 400), 1 / 20
+        config.total_epochs = epochs(count, 400)
     else:
         config.model.update({"norm_after_pool": True, "head_std": 2e-5})
-        config.model.transformer.drop_path = 0.1
-        config.pp.crop_area = (0.35, 1.0)
-        config.pp.randaugment = "rand-m9-mstd0.5-inc1"
-        config.mixup, config.cutmix, config.label_smoothing = 0.8, 1.0, 0.1
-        config.base_lr, config.layer_decay = (1e-3, 0.75) if stage == "finetune" else (5e-4, None)
-        config.total_epochs, config.warmup_share = epochs(count, 100), 1 / 20
+        config.layer_decay = 0.75 if stage == "finetune" else None
+    derive(config)
     return config
+
+
+def _vit(config, count: int, side: int) -> None:
+    """A ViT for machines with time: 64 tokens, 196 at 224 pixels."""
+    size = 32 if side <= 48 else 64 if side <= 96 else 128 if side <= 160 else 224
+    patch = size // 8 if size < 128 else 16
+    config.model = models.model_config("ViT-Ti_16" if count < 200_000 else "ViT-S_16")
+    config.model.patches.size = (patch, patch)
+    config.pp.crop, config.pp.crop_share = size, None if size < 64 else 224 / 256
+    config.batch, config.lr_scaling = batch_for(count, 256), 256
+    config.total_epochs = epochs(count, 100)
+    config.mae.decoder.update({"hidden_size": 128, "num_layers": 4, "num_heads": 4, "mlp_dim": 512})
+
+
+def _quick(config, count: int, side: int) -> None:
+    """As many pictures as QUICK_SECONDS hold: convolutions learn more from few steps than patches do."""
+    size = 32 if side <= 48 else 64
+    units, cells, rate = QUICK[size]
+    config.model = models.model_config("ViT-Ti_16")
+    config.model.model_name = "quick"
+    config.model.resnet.num_layers = units
+    config.model.patches.size = (cells, cells)
+    config.model.transformer.num_layers = config.unroll = 4
+    config.compute_dtype = "float32"  # the faster one on CPUs
+    config.pp.crop, config.pp.crop_share = size, None if size < 64 else 224 / 256
+    config.batch, config.lr_scaling = batch_for(count, 64), 64
+    config.total_epochs = round(min(QUICK_PASSES, QUICK_SECONDS * rate / count), 2)
+
+
+def derive(config, typed: Collection[str] = ()) -> None:
+    """Set what follows from the number of steps, after the user's fields are in; those (`typed`, "pp.erasing") stay.
+
+    A schedule that is cut short, `--config.total_epochs=15`, thus gets the augmentation, drop path, rate and warm-up of a
+    short schedule.
+    """
+    folder = training_part(config.dataset)
+    if not folder.is_dir() or (config.total_steps is None) == (config.total_epochs is None):
+        return  # another data set, or a schedule that training will refuse
+    count, _ = look_at(folder)
+    steps = config.total_epochs * count / config.batch if config.total_steps is None else config.total_steps
+    passes = steps * config.batch / count
+    values = {}
+    if config.objective == "classify":
+        values |= strength_for(steps, passes)
+        if config.layer_decay is not None:
+            values["base_lr"] = 1e-3  # fine-tuning: a rate per layer, and weights that a higher one would spoil
+    config.update_from_flattened_dict({name: value for name, value in values.items() if name not in typed})
+
+
+def strength_for(steps: float, passes: float) -> dict:
+    """Fields of STRENGTHS; the weakest where too few passes are made to learn pictures by heart."""
+    return STRENGTHS[next(limit for limit in STRENGTHS if passes < FEW_PASSES or steps <= limit)]
+
+
+def batch_for(count: int, most: int) -> int:
+    """A power of two that leaves at least eight steps an epoch, within 16 and `most`."""
+    return max(16, min(most, 2 ** (max(count, 1).bit_length() - 4)))
 
 
 def epochs(count: int, few: int) -> int:
     """`few` passes over up to 50,000 pictures; fewer over more, at least 20."""
     return max(20, min(few, few * 50_000 // max(count, 1)))
+
+
+def training_part(folder: str) -> pathlib.Path:
+    """FOLDER/train where there is one: what the schedule counts."""
+    whole = pathlib.Path(folder).expanduser()
+    return whole / "train" if (whole / "train").is_dir() else whole
 
 
 def look_at(folder: pathlib.Path) -> tuple[int, int]:
@@ -91,7 +174,8 @@ def look_at_prepared(version: pathlib.Path) -> tuple[int, int]:
     if {"pictures", "short_side"} <= metadata.keys():
         return metadata["pictures"], metadata["short_side"]
     splits = json.loads((version / "dataset_info.json").read_text())["splits"]
-    count = sum(int(length) for split in splits for length in split["shardLengths"])
+    train = [split for split in splits if split["name"] == "train"] or splits
+    count = sum(int(length) for split in train for length in split["shardLengths"])
     features = json.loads((version / "features.json").read_text())["featuresDict"]["features"]
     size = [int(text) for text in features["image"]["image"]["shape"]["dimensions"][:2]]
     if min(size) > 0:  # -1: each its own

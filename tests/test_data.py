@@ -370,19 +370,21 @@ def test_prepare_names_unreadable_pictures_and_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("side", "kinds"), [(20, ("png",)), (70, ("jpg", "png")), (150, ("jpg", "webp")), (300, ("bmp",))]
+    ("side", "kinds", "split"),
+    [(20, ("png",), False), (70, ("jpg", "png"), True), (150, ("jpg", "webp"), False), (300, ("bmp",), True)],
 )
-def test_a_prepared_set_gives_the_recipe_of_its_folder(tmp_path, side, kinds):
+def test_a_prepared_set_gives_the_recipe_of_its_folder(tmp_path, side, kinds, split):
     from vit_jax.commands import cli
 
     rng = np.random.default_rng(side)
-    for number in range(12):
-        place = tmp_path / "in" / "ab"[number % 2]
+    for number in range(40):
+        part = ("train", "test")[number >= 30] if split else ""
+        place = tmp_path / "in" / part / "ab"[number % 2]
         place.mkdir(parents=True, exist_ok=True)
         height, width = rng.integers(side, 1.1 * side, 2)
         gradient((int(width), int(height))).save(place / f"{number}.{kinds[number % len(kinds)]}")
     assert cli.main(["prepare", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
-    for stage in ("scratch", "pretrain"):
+    for stage in ("quick", "scratch", "pretrain"):
         ours, prepared = (
             configuration.plain(configuration.load(f"folder.py:{stage},{tmp_path / name}")) for name in ("in", "out")
         )
@@ -399,13 +401,13 @@ def test_a_set_prepared_by_others_counts_exactly_and_says_what_it_does_not_know(
     fill(tmp_path / "in" / "a", 5)
     fill(tmp_path / "in" / "b", 6)
     prepare(tmp_path / "in", tmp_path / "out")
-    assert look_at(tmp_path / "out") == (11, 224)
+    assert look_at(tmp_path / "out") == (9, 224)  # of 11, two are the test split
     assert "does not say how large" in caplog.text
     written = next(tmp_path.rglob("features.json"))
     features = json.loads(written.read_text())
     features["featuresDict"]["features"]["image"]["image"]["shape"]["dimensions"] = ["32", "48", "3"]
     written.write_text(json.dumps(features))
-    assert look_at(tmp_path / "out" / "pictures") == (11, 32)
+    assert look_at(tmp_path / "out" / "pictures") == (9, 32)
 
 
 def test_what_cannot_be_learned_from_is_a_sentence(tmp_path):

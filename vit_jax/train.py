@@ -29,6 +29,7 @@ from vit_jax.evaluation.evaluators import evaluate, make_eval_step
 from vit_jax.models.registry import count_params, pair, vit_config
 from vit_jax.training import skipped
 from vit_jax.training.checkpoints import Checkpoints
+from vit_jax.training.forecast import cpu_forecast
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
 from vit_jax.training.schedules import make_schedule
@@ -203,6 +204,7 @@ def prepare(
     tracker.say(
         f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
         f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"
+        f"{cpu_forecast(config, program, mesh, total_steps - step)}"
     )
     if step >= total_steps:
         notes.append(

@@ -34,7 +34,8 @@ def seen(folder: Path) -> dict[str, int]:
     """What the recipe `folder.py` sees in a folder, to be found in its prepared twin: both are trained alike."""
     configuration.use_recipes()
     try:
-        count, side = importlib.import_module("configs.folder").look_at(folder)
+        recipe = importlib.import_module("configs.folder")
+        count, side = recipe.look_at(recipe.training_part(str(folder)))
     except ValueError as error:
         raise UserError(f"{error} Fix the path.") from error
     return {"pictures": count, "short_side": side}

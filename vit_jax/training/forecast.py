@@ -1,0 +1,51 @@
+"""How long a run will take on a CPU, said before it begins: nobody should wait to find out that it is days."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vit_jax.contracts import Batch, Config
+from vit_jax.models.registry import pair
+from vit_jax.training.flops import count_flops
+from vit_jax.training.step import SEED, Program
+
+# Of training in float32, data and update included: ViTs reach 60, hybrids 36, where a large matrix product reaches 145 (a
+# core of a Xeon with AVX-512). Cores differ by a factor of two or three, so the forecast is a round number.
+FLOPS_A_CORE = 50e9
+
+
+def cpu_forecast(config: Config, program: Program, mesh: Mesh, steps: int) -> str:
+    """The end of a sentence about `steps` steps of `program` on this machine's cores; empty on other devices than CPUs."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return ""
+    size = config["batch"]
+    shape = (size, *pair(config["pp"]["crop"]), config["pp"]["channels"])
+    pictures, labels = jax.ShapeDtypeStruct(shape, jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
+    batch = Batch(pictures, labels, jax.ShapeDtypeStruct((size,), jnp.float32))  # type: ignore[arg-type]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    hours = cpu_hours(count_flops(program.step, program.abstract, batch, SEED), steps, cores)
+    return f", about {in_words(hours)} on {cores} CPU cores{quicker(config) if hours > 1 else ''}"
+
+
+def cpu_hours(step_flops: int, steps: int, cores: int) -> float:
+    """Hours for `steps` steps of `step_flops` floating-point operations each."""
+    return step_flops * steps / (FLOPS_A_CORE * cores) / 3600
+
+
+def in_words(hours: float) -> str:
+    """Minutes, hours or days, whichever reads best."""
+    number, unit = (60 * hours, "minute") if hours < 1 else (hours, "hour") if hours < 72 else (hours / 24, "day")
+    number = max(1, round(number))
+    return f"{number} {unit}{'s' if number > 1 else ''}"
+
+
+def quicker(config: Config) -> str:
+    """What to try instead, for a folder of labelled pictures."""
+    if config["objective"] != "classify" or not Path(config["dataset"]).is_dir():
+        return ""
+    return f"; --config=folder.py:quick,{config['dataset']} gives a classifier in a quarter of an hour"
