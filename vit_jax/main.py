@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from vit_jax import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # before the slow imports
+
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -52,7 +57,7 @@ def with_resolved_config(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0; 2 with one sentence for a user's mistake."""
+    """Exit status 0; 2 with one sentence for a user's mistake; 130 for Ctrl-C, with what was learned saved."""
     configuration.use_recipes()
     try:
         argv = with_resolved_config(list(sys.argv if argv is None else argv))
@@ -60,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return signals.BROKEN_PIPE
     except OSError as error:  # checkpoints report their own; this is metrics, figures or the workdir itself
         print(
             f"error: Expected files that can be read and written, got {error}: free space or fix it.", file=sys.stderr
@@ -82,4 +89,4 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signals.command(main)
