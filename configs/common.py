@@ -92,9 +92,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_every = 500  # steps; 0: only at the end
     config.progress_every = 50
     config.checkpoint_every = 500
+    config.checkpoint_minutes = 15.0  # minutes, from 0: a checkpoint also after so long; 0: by steps alone
     config.keep_checkpoints = 2
     config.figures_every = 0  # steps between pictures; 0: only at the end
     config.max_skipped_steps = 10  # non-finite steps in a row at which the run stops
+    # Seconds (a number from 0, or None) without a step before the run is taken for hung and ends with status 4; ten times
+    # as long for compiling, evaluating, saving and drawing. None: 300, or 20 steps where that is longer; 0: never.
+    config.hang_seconds = either(None, 600.0)
     return config.lock()
 
 

@@ -20,6 +20,7 @@ FREE_FIELDS = (
     "num_workers", "num_threads", "prefetch", "attention", "unroll", "mesh", "topology", "batch_eval", "eval_every",
     "progress_every", "checkpoint_every", "keep_checkpoints", "figures_every", "max_skipped_steps", "max_unreadable",
     "tfds_data_dir", "pretrained_dir", "shuffle_buffer", "remat", "init_from", "dataset",
+    "checkpoint_minutes", "hang_seconds",
 )  # fmt: skip
 
 
