@@ -20,7 +20,9 @@ HOUSE = {
     "evaluation": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
     "training": ({"contracts", "sharding", "ops", "models"}, set()),
     "planning": ({"contracts", "sharding", "devices", "ops", "models", "training"}, {"optax"}),
-    "processes": ({"contracts"}, {"flax", "optax"}),
+    "signals": (set(), FRAMEWORKS | {"numpy"}),
+    "watchdog": (set(), FRAMEWORKS | {"numpy"}),
+    "processes": ({"contracts", "signals"}, {"flax", "optax"}),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),
 }
 LAST = {"commands", "visualisation", "planning", "main", "api"}  # what the loop and the parts never import
