@@ -214,8 +214,14 @@ RUN = {
     "eval_every": Field(500, whole(0), "steps; 0: only at the end"),
     "progress_every": Field(50, whole(0), "steps between log lines; 0: only at the end"),
     "checkpoint_every": Field(500, whole(0), "steps; 0: only at the end"),
+    "checkpoint_minutes": Field(15.0, number(0, usual=(0, 1440)), "a checkpoint also after so long; 0: by steps alone"),
     "keep_checkpoints": Field(2, whole(1, 100_000), "the newest ones"),
     "figures_every": Field(0, whole(0), "steps between pictures; 0: only at the end"),
+    "hang_seconds": Field(
+        None, optional(number(0)),
+        "without a step for so long the run is taken for hung and ends with status 4 (ten times as long for compiling, "
+        "evaluating, saving and drawing); None: 300, or 20 steps where that is longer; 0: never",
+    ),
     "max_skipped_steps": Field(10, whole(1), "non-finite steps in a row at which the run stops"),
 }  # fmt: skip
 

@@ -47,6 +47,7 @@ case ${1:-} in
     last=$(grep -a '^vit_jax exit status ' "$log" 2>/dev/null | tail -n 1 || true)
     case ${last##* } in
       '') echo idle ;; # never started, or the machine was restarted under it
+      130 | 143) echo stopped ;; # by hand or by a preemption, before there was a step to save
       0) if grep -aq 'stopped at step ' "$log"; then echo stopped; else echo finished; fi ;;
       *) echo "failed ${last##* }" ;;
     esac ;;

@@ -429,7 +429,9 @@ def test_prepare_refuses_names_that_tfds_cannot_keep(tmp_path):
 
 
 def test_unknown_tfds_name(tmp_path):
-    with pytest.raises(UserError, match=r"folder .*no_such_dataset does not exist \(and no data set of TFDS has this name"):
+    with pytest.raises(
+        UserError, match=r"folder .*no_such_dataset does not exist \(and no data set of TFDS has this name"
+    ):
         open_source("no_such_dataset", "train", tfds_data_dir=str(tmp_path))
 
 

@@ -21,7 +21,9 @@ HOUSE = {
     "evaluation": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
     "training": ({"contracts", "derived", "sharding", "processes", "ops", "models"}, set()),
     "planning": ({"contracts", "derived", "sharding", "devices", "ops", "models", "training"}, {"optax"}),
-    "processes": ({"contracts"}, {"flax", "optax"}),
+    "signals": (set(), FRAMEWORKS | {"numpy"}),
+    "watchdog": (set(), FRAMEWORKS | {"numpy"}),
+    "processes": ({"contracts", "signals"}, {"flax", "optax"}),
     "workdirs": ({"contracts", "configuration", "processes", "data"}, {"flax", "optax"}),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),
 }

@@ -252,7 +252,7 @@ def turns(bin_folder):
 
 @pytest.mark.parametrize(
     ("statuses", "restarts", "status", "expected"),
-    [("3 134 0", 3, 0, 3), ("2", 3, 2, 1), ("130", 3, 130, 1), ("3 3 3", 2, 3, 3), ("0", 3, 0, 1)],
+    [("3 134 4 0", 3, 0, 4), ("2", 3, 2, 1), ("130", 3, 130, 1), ("3 3 3", 2, 3, 3), ("0", 3, 0, 1)],
 )
 def test_gpu_starts_again(bin_folder, statuses, restarts, status, expected):
     put(bin_folder, "vit-jax", counted(statuses))
@@ -357,7 +357,13 @@ def test_watch_never_deletes_for_want_of_an_answer(bin_folder):
 
 @pytest.mark.parametrize(
     ("verdicts", "status", "starts"),
-    [("failed:2", 2, 0), ("failed:3 running finished", 0, 1), ("failed:134", 1, 3), ("idle finished", 0, 1)],
+    [
+        ("failed:2", 2, 0),
+        ("failed:3 running finished", 0, 1),
+        ("failed:4 finished", 0, 1),
+        ("failed:134", 1, 3),
+        ("idle finished", 0, 1),
+    ],
 )
 def test_watch_starts_failures_again_but_not_mistakes_and_not_for_ever(bin_folder, verdicts, status, starts):
     asked = watch(bin_folder, "READY", "ACTIVE", verdicts, status=status, RESTARTS="2")
@@ -373,7 +379,8 @@ def test_a_worker_trains_is_stopped_and_says_how_it_ended(bin_folder):
     (home / "vit_jax_env" / "bin").mkdir(parents=True)
     program = (
         "import os, signal, sys, time\nprint(sys.argv[1:], flush=True)\n"
-        "if '--config.fail' in sys.argv: sys.exit(3)\nif '--config.quick' in sys.argv: sys.exit(0)\n"
+        "if '--config.fail' in sys.argv: sys.exit(3)\nif '--config.early' in sys.argv: sys.exit(143)\n"
+        "if '--config.quick' in sys.argv: sys.exit(0)\n"
         "def stop(*_): print('stopped at step 5, saved', flush=True); os._exit(0)\n"
         "signal.signal(signal.SIGTERM, stop)\nprint('trains', flush=True)\ntime.sleep(20)\n"
     )
@@ -391,7 +398,7 @@ def test_a_worker_trains_is_stopped_and_says_how_it_ended(bin_folder):
 
     assert verdict() == "idle"
     assert "nothing is training" in ask("stop").stdout
-    for flag, end in {"--config.quick": "finished", "--config.fail": "failed 3"}.items():
+    for flag, end in {"--config.quick": "finished", "--config.fail": "failed 3", "--config.early": "stopped"}.items():
         ask("start", "mae.py:b16", "/mnt/bucket/my run", flag)
         wait_until(lambda: "exit status" in said())
         assert verdict() == end

@@ -397,7 +397,7 @@ def test_ctrl_c_saves_and_ends_with_130(tmp_path):
 def test_signals_are_given_back_and_ignored_ones_stay_ignored():
     held = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     stop = processes.Stop()
-    stop.hear_ctrl_c()
+    stop.listen()
     os.kill(os.getpid(), signal.SIGINT)
     assert stop()
     assert stop.interrupted
@@ -408,7 +408,7 @@ def test_signals_are_given_back_and_ignored_ones_stay_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with contextlib.closing(processes.Stop()) as stop:
-            stop.hear_ctrl_c()
+            stop.listen()
             os.kill(os.getpid(), signal.SIGINT)
             assert not stop()
     finally:

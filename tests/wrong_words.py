@@ -49,6 +49,10 @@ FIELD_VALUES = {
     "checkpoint_every": ["-1"],
     "figures_every": ["-1"],
     "shuffle_buffer": ["-1"],
+    "checkpoint_minutes": ["-1", "nan", "x"],
+    "hang_seconds": ["-1", "nan", "soon"],
+    "model_or_filename": ["", "a/b"],
+    "trainer": ["eval", "inference_time"],
     "unroll": ["0", "-1", "x"],
     # words
     "objective": ["clasify", "", "3"],

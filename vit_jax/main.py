@@ -6,6 +6,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+from vit_jax import signals
+
+if __name__ == "__main__":
+    signals.end_at_once()  # before the slow imports
+
 from vit_jax import command_line, configuration
 from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.contracts import Config, UserError
@@ -84,12 +89,14 @@ def usage(program: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status 0; 2 with one sentence for a user's mistake."""
+    """Exit status 0; 2 with one sentence for a user's mistake; 130 for Ctrl-C, with what was learned saved."""
     try:
         _train(sys.argv if argv is None else argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return signals.BROKEN_PIPE
     except OSError as error:  # checkpoints report their own; this is metrics, figures or the workdir itself
         print(
             f"error: Expected files that can be read and written, got {error}: free space or fix it.", file=sys.stderr
@@ -102,4 +109,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signals.command(main)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vit_jax import signals
 from vit_jax.contracts import UserError, first_line
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long is taken for dead, and the others stop
@@ -121,7 +122,7 @@ def join(
 
 
 class Stop:
-    """Whether to stop. Any process's SIGTERM, or Ctrl-C once it is heard, stops all of them at the same step.
+    """Whether to stop. Any process's SIGTERM or Ctrl-C, once they are heard, stops all of them at the same step.
 
     Calling it asks; every process must ask equally often, at the same places. `told` remembers the answer.
     """
@@ -129,35 +130,36 @@ class Stop:
     def __init__(self) -> None:
         self.told = self.interrupted = False
         self._asked = 0
-        self._before: dict[int, Any] = {}
-        if jax.process_count() == 1:
-            self._hear(signal.SIGTERM, self._terminated)
+        self._give_back: dict[int, Callable[[], None]] = {}
 
-    def hear_ctrl_c(self) -> None:
-        """From now on the first Ctrl-C asks to stop, as SIGTERM does; the second one raises KeyboardInterrupt.
+    def listen(self) -> None:
+        """From now on SIGTERM and the first Ctrl-C ask to stop; a second Ctrl-C goes to whoever had the signal before.
 
-        Raised in the middle of a step it loses what was learned since the last save, or is lost itself: Python drops
-        exceptions in callbacks and finalizers. Where Ctrl-C is ignored (nohup, a script's background job) it stays ignored.
+        Until then both end a command at once: there is nothing to save before the first step. Of several processes
+        JAX hears SIGTERM, and tells all.
         """
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            self._hear(signal.SIGINT, self._interrupted)
+        if jax.process_count() == 1:
+            self._give_back[signal.SIGTERM] = signals.hear(signal.SIGTERM, self._terminated)
+        self._give_back[signal.SIGINT] = signals.hear(signal.SIGINT, self._interrupted)
+
+    def told_here(self) -> bool:
+        """Whether this process was told, without asking the others: for waits that each has alone."""
+        return self.told and jax.process_count() == 1
 
     def close(self) -> None:
         """Give the signals back to whoever had them."""
-        while self._before:
-            number, handler = self._before.popitem()
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was no Python function
+        while self._give_back:
+            _, give_back = self._give_back.popitem()
+            give_back()
 
-    def _hear(self, number: int, handler: Callable[[int, Any], None]) -> None:
-        with contextlib.suppress(ValueError):  # not the main thread: whoever owns the signals decides
-            self._before[number] = signal.signal(number, handler)
-
-    def _terminated(self, number: int, frame: Any) -> None:
+    def _terminated(self) -> None:
         self.told = True
 
-    def _interrupted(self, number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")  # print is not safe in a handler
+    def _interrupted(self) -> None:
+        if give_back := self._give_back.pop(signal.SIGINT, None):
+            give_back()
+        with contextlib.suppress(OSError):  # print is not safe in a handler
+            os.write(2, b"\nstopping after this step; Ctrl-C again ends at once\n")
         self.interrupted = True
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the others

@@ -6,40 +6,36 @@ devices -> data -> model and optimiser -> where we begin -> loop (evaluate? save
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
 from vit_jax import configuration, derived, processes, sharding, workdirs
 from vit_jax.beginning import begin, with_weights
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.decoding import check_channels
-from vit_jax.data.loader import eval_batches, spread_batch, train_batches
 from vit_jax.data.sources import Source, check_classes, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
-from vit_jax.evaluation.evaluators import evaluate, make_eval_step
+from vit_jax.evaluation.evaluators import make_eval_step
 from vit_jax.models.registry import count_params, pair, vit_config
+from vit_jax.run import Draw, Run
 from vit_jax.training import skipped
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.forecast import cpu_forecast
 from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
 from vit_jax.training.schedules import make_schedule
-from vit_jax.training.step import Program, State, make_program
+from vit_jax.training.step import make_program
 from vit_jax.training.tracker import Tracker, Window
+from vit_jax.watchdog import QUIET_SECONDS, SLOW, Watchdog
 
 # Steps handed to the device beyond the one it works on. Without a bound the host runs ahead to the next log line, and a
 # signal to stop is only heard once all of that is computed.
 STEPS_AHEAD = 2
-Draw = Callable[[Path, Config, Any, Batch], None]
 
 
 class Result(NamedTuple):
@@ -64,9 +60,13 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None, typed: fr
       KeyboardInterrupt: after Ctrl-C, with the last step saved.
     """
     configuration.check(config)
-    with contextlib.closing(processes.Stop()) as stop, contextlib.closing(workdirs.Lock(workdir)) as lock:
+    watch = Watchdog(Path(workdir), config["hang_seconds"], speaks=jax.process_index() == 0)
+    lock = workdirs.Lock(workdir)
+    with contextlib.closing(processes.Stop()) as stop, contextlib.closing(watch), contextlib.closing(lock):
+        if jax.process_index() == 0:
+            print(f"{config['dataset']} -> {workdir}", flush=True)
         with processes.together():
-            held = prepare(config, Path(workdir), draw, stop, lock, typed)
+            held = prepare(config, Path(workdir), draw, stop, lock, watch, typed)
         with contextlib.closing(held), processes.together():
             loop(held)
             metrics = finish(held)
@@ -75,87 +75,13 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None, typed: fr
     return Result(metrics, held.step, stop.told)
 
 
-@dataclasses.dataclass
-class Run:
-    """What one run holds; `state` and `step` move, the rest stays."""
-
-    config: Config
-    workdir: Path
-    draw: Draw | None
-    stop: processes.Stop
-    lock: workdirs.Lock
-    mesh: Mesh
-    source: Source
-    test: Source
-    preprocess: Preprocess
-    num_classes: int | None
-    total_steps: int
-    program: Program
-    eval_step: Any
-    checkpoints: Checkpoints
-    metadata: dict[str, Any]
-    tracker: Tracker
-    state: State
-    step: int
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        """Training batches from number `start` on: the data is a function of (seed, step)."""
-        config = self.config
-        return train_batches(
-            self.source, self.preprocess, batch=config["batch"], seed=config["seed"], start=start,
-            rows=sharding.local_rows(config["batch"], self.mesh), num_workers=config["num_workers"],
-            num_threads=config["num_threads"], prefetch=config["prefetch"], max_unreadable=config["max_unreadable"],
-        )  # fmt: skip
-
-    def tests(self) -> Iterator[Batch]:
-        """The evaluation pictures, every one once."""
-        config = self.config
-        return eval_batches(
-            self.test, self.preprocess, batch=config["batch_eval"],
-            rows=sharding.local_rows(config["batch_eval"], self.mesh), num_threads=config["num_threads"],
-            max_unreadable=config["max_unreadable"],
-        )  # fmt: skip
-
-    @property
-    def best_params(self) -> Any:
-        """The moving average where there is one."""
-        return self.state.params if self.state.ema is None else self.state.ema
-
-    def judge(self) -> dict[str, float] | None:
-        """Evaluate and record; None when told to stop meanwhile."""
-        metrics = evaluate(self.eval_step, self.best_params, self.tests(), self.mesh, stop=self.stop)
-        if metrics is not None:
-            self.tracker.record("eval", self.step, metrics)
-            words = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            self.tracker.say(f"step {self.step}  test  {words}")
-        return metrics
-
-    def picture(self) -> None:
-        """Draw what the caller asked for."""
-        if self.draw is None:
-            return
-        params = processes.to_host(self.best_params)
-        if jax.process_index() == 0:
-            model = nnx.merge(self.program.graph, params)
-            self.draw(self.workdir, self.config, model, spread_batch(self.test, self.preprocess))
-
-    def save(self) -> None:
-        """State, clock and data position together; nothing from a streak of steps that were not finite."""
-        self.lock.check()
-        if int(self.state.skipped_in_row) == 0:
-            self.checkpoints.save(self.state, workdirs.lasting(self.config), self.metadata)
-
-    def close(self) -> None:
-        self.tracker.close()
-        self.checkpoints.close()
-
-
 def prepare(
     config: Config,
     workdir: Path,
     draw: Draw | None,
     stop: processes.Stop,
     lock: workdirs.Lock,
+    watch: Watchdog,
     typed: frozenset[str] = frozenset(),
 ) -> Run:
     """Everything before the first step, in the order in which it can fail; nothing is written before it all fits."""
@@ -165,6 +91,7 @@ def prepare(
     _check_eval_batch(config, mesh)
 
     # Data
+    watch.waits_for("the data set to be opened", SLOW)
     source, test = _open(config, config["pp"]["train"]), _open(config, config["pp"]["test"])
     if config["objective"] == "classify" and source.class_names != test.class_names:
         raise UserError("Expected the same classes in pp.train and pp.test, they differ: check the folders' names.")
@@ -193,6 +120,7 @@ def prepare(
         raise UserError(str(error)) from error
     eval_step = make_eval_step(objective, program.graph, program.layout.params, mesh)
 
+    watch.waits_for("a checkpoint, or first weights", SLOW)
     # Where we begin: 1 this workdir's own last checkpoint, 2 given weights, ours or converted, 3 from scratch
     processes.make_shared_folder(workdir)
     lock.take()
@@ -214,25 +142,32 @@ def prepare(
     for line in notes:
         tracker.say(f"  {line}")
     metadata = _metadata(config, source, num_classes)
-    return Run(config, workdir, draw, stop, lock, mesh, source, test, preprocess, num_classes, total_steps, program,
+    return Run(config, workdir, draw, stop, lock, watch, mesh, source, test, preprocess, num_classes, total_steps, program,
                eval_step, checkpoints, metadata, tracker, state, step)  # fmt: skip
 
 
 def loop(run: Run) -> None:
     """Draw, step, log, evaluate, save: until the last step or a signal."""
-    config, tracker = run.config, run.tracker
+    config, tracker, watch = run.config, run.tracker, run.watch
     batches = run.batches(run.step)
     compiled, window, seed = None, Window(), np.int32(config["seed"])
+    said = saved = time.perf_counter()
+    if 0 < run.step < run.total_steps and _due(run.step, config["eval_every"]) and run.judged() is None:
+        run.judge()  # an earlier start was stopped in the middle of it
     try:
         while run.step < run.total_steps and not run.stop():
             waiting = time.perf_counter()
-            batch = next(batches)
+            watch.waits_for("training pictures")
+            batch = next(batches, None)
+            if batch is None:  # told to stop while waiting
+                continue
             if compiled is None:
                 check_batch(batch, pair(config["pp"]["crop"]), config["pp"]["channels"], run.num_classes)
                 compiled = _compile(run, batch, seed)
-                run.stop.hear_ctrl_c()  # there is something to save now
+                run.stop.listen()  # there is something to save now
                 window = Window()
-                waiting = time.perf_counter()
+                waiting = said = saved = time.perf_counter()
+            watch.waits_for(run.devices)
             on_device = sharding.put(batch, run.mesh)
             window.waited += time.perf_counter() - waiting
             run.state, report = compiled(run.state, on_device, seed)
@@ -240,6 +175,7 @@ def loop(run: Run) -> None:
             run.step += 1
             if len(window.reports) > STEPS_AHEAD:
                 jax.block_until_ready(window.reports[-1 - STEPS_AHEAD].finite)
+            watch.step(run.step)
             run.checkpoints.check()
 
             last = run.step == run.total_steps
@@ -247,17 +183,23 @@ def loop(run: Run) -> None:
                 reports = jax.device_get(window.reports)
                 _log(tracker, config, window, reports, run.step, run.total_steps)
                 _guard(run, reports)
-                window = Window()
+                window, said = Window(), time.perf_counter()
+            elif time.perf_counter() - said > QUIET_SECONDS:
+                said = time.perf_counter()
+                tracker.say(
+                    f"step {run.step}/{run.total_steps}, {(said - window.began) / len(window.reports):.1f} s a step"
+                )
             if not last and _due(run.step, config["eval_every"]):
                 run.judge()
                 window = _restarted(window)
-            if not last and _due(run.step, config["figures_every"]):
+            if not last and _due(run.step, config["figures_every"]) and not run.stop.told:
                 run.picture()
                 window = _restarted(window)
-            if not last and _due(run.step, config["checkpoint_every"]):
+            if not last and (_due(run.step, config["checkpoint_every"]) or _late(run, saved)):
                 run.save()
+                saved = time.perf_counter()
     finally:
-        getattr(batches, "close", lambda: None)()
+        batches.close()
 
 
 def finish(run: Run) -> dict[str, float]:
@@ -267,15 +209,18 @@ def finish(run: Run) -> dict[str, float]:
     if not run.stop.told and (in_row := int(run.state.skipped_in_row)):
         words = skipped.remedy(run.checkpoints, run.step, in_row)
         raise UserError(f"Expected a finite loss, the last step ({run.step}) had none: {words}.")
-    metrics = None if run.stop.told else run.judge()
-    if not run.stop.told:
-        run.picture()
-    elif run.step < run.total_steps:
+    metrics = run.judged() if run.step == run.total_steps else None
+    if metrics is None and not run.stop.told:
+        metrics = run.judge()
+    if run.stop.told:
         saved = run.checkpoints.latest()
         words = (
             "saved" if saved == run.step else f"not saved as its loss was not finite; the last checkpoint is {saved}"
         )
         run.tracker.say(f"stopped at step {run.step}, {words}; the same command continues")
+    else:
+        run.stop.close()  # figures alone are left, and the same command draws them
+        run.picture()
     return metrics or {}
 
 
@@ -301,16 +246,32 @@ def _metadata(config: Config, source: Source, num_classes: int | None) -> dict[s
 
 
 def _compile(run: Run, batch: Batch, seed: Any) -> Any:
-    """Compile the step before the clock starts; note how long that took, and with which settings it goes on."""
+    """Compile the step before the clock starts; say how long that took, and note with which settings it goes on."""
     began = time.perf_counter()
+    run.tracker.say("compiling the step ...")
+    run.watch.waits_for("the step to be compiled", SLOW)
     compiled = run.program.step.lower(run.state, sharding.put(batch, run.mesh), seed).compile()
+    seconds = time.perf_counter() - began
+    run.tracker.say(f"compiled in {seconds:.1f} s")
     remedies = {field: float(run.config[field] or 0.0) for field in configuration.REMEDIES}  # they may change meanwhile
-    run.tracker.record("run", run.step, {"compile_seconds": round(time.perf_counter() - began, 2), **remedies})
+    run.tracker.record("run", run.step, {"compile_seconds": round(seconds, 2), **remedies})
     return compiled
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
+
+
+def _late(run: Run, saved: float) -> bool:
+    """Whether `checkpoint_minutes` have passed. Several processes go by the first one's clock, and ask for it at progress
+    lines only: it costs an exchange."""
+    minutes = run.config["checkpoint_minutes"]
+    if not minutes:
+        return False
+    late = time.perf_counter() - saved > 60 * minutes
+    if jax.process_count() == 1:
+        return late
+    return _due(run.step, run.config["progress_every"] or 50) and bool(processes.gather(int(late))[0])
 
 
 def _restarted(window: Window) -> Window:

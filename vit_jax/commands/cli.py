@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from vit_jax.contracts import UserError
+from vit_jax import signals
 
 # name: (module with `run(argv) -> exit status`, one line of help)
 COMMANDS = {
@@ -37,8 +37,9 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Exit status: 0, 2 for a mistake of the user's, 130 for Ctrl-C. Without `argv` it ends the process."""
+    if argv is None:
+        signals.command(lambda: main(sys.argv[1:]))
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"error: Expected a subcommand of {', '.join(COMMANDS)}, got {argv[0]!r}.", file=sys.stderr)
         return 2
+    from vit_jax.contracts import UserError  # NumPy: not before Ctrl-C is heard
+
     try:
         return importlib.import_module(COMMANDS[argv[0]][0]).run(argv[1:])
     except UserError as error:
@@ -61,4 +64,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,10 +7,17 @@ batch, and a run resumes at any batch at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
+import queue
+import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -23,6 +30,8 @@ from vit_jax.data.transforms import Preprocess
 
 log = logging.getLogger("vit_jax")
 ENDLESS = 2**40  # positions of a stream: more than any run draws
+ASK_SECONDS = 0.1  # between two questions whether to stop, while a batch is waited for
+CLOSE_SECONDS = 2.0  # for worker processes to end by themselves
 
 
 class Unreadable:
@@ -115,9 +124,88 @@ def useful_threads(source: Source) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Batches(Iterator[Batch]):
+    """Batches drawn by a thread of their own: whoever waits for one asks meanwhile whether to stop.
+
+    Ends early when `stop` says so and no batch is ready. An error of the thread is raised where its batch is asked for.
+    """
+
+    def __init__(self, draw: Callable[[], Any], stop: Callable[[], bool]):
+        self._stop = stop
+        self._ready: queue.Queue[Any] = queue.Queue(1)
+        self._closed = threading.Event()
+        arguments = draw, self._ready, self._closed
+        self._thread = threading.Thread(target=_draw_ahead, args=arguments, name="batches", daemon=True)
+        self._thread.start()
+        weakref.finalize(self, self._closed.set)
+
+    def __next__(self) -> Batch:
+        while True:
+            try:
+                batch = self._ready.get(timeout=ASK_SECONDS)
+            except queue.Empty:
+                if self._closed.is_set() or self._stop():
+                    raise StopIteration from None
+                continue
+            if isinstance(batch, BaseException):
+                self._ready.put(batch)  # for whoever asks again
+                raise batch
+            return batch
+
+    def close(self) -> None:
+        """End the thread and the worker processes; those that are stuck in a read are left behind and killed."""
+        self._closed.set()
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            for child in multiprocessing.active_children():
+                if child.name.startswith("grain-"):
+                    child.kill()
+
+
+def _draw_ahead(draw: Callable[[], Any], ready: queue.Queue[Any], closed: threading.Event) -> None:
+    def put(item: Any) -> None:
+        while not closed.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put(item, timeout=ASK_SECONDS)
+
+    try:
+        batches = draw()
+        try:
+            while not closed.is_set():
+                put(next(batches))
+        finally:
+            batches.close()
+    except BaseException as error:  # StopIteration too
+        put(error)
+
+
+def _deaf() -> None:
+    """Processes started by this thread hear no signal: a terminal sends them Ctrl-C and Slurm SIGTERM, we decide."""
+    multiprocessing.resource_tracker.ensure_running()  # it unblocks signals: not after this
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+
+
+def end_with_parent(*_: int) -> None:
+    """In a worker process: end when the parent has, also by `kill -9`, which tells nobody."""
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=follow, name="end_with_parent", daemon=True).start()
+
+
 def _stream(
-    make: Callable[[int], Batch], numbers: range, num_threads: int, prefetch: int, num_workers: int
-) -> Iterator[Batch]:
+    make: Callable[[int], Batch],
+    numbers: range,
+    num_threads: int,
+    prefetch: int,
+    num_workers: int,
+    stop: Callable[[], bool],
+) -> Batches:
     """Batches made ahead by threads, or by worker processes of Grain."""
     batches = grain.MapDataset.range(numbers.start, numbers.stop).map(make)
     if num_workers:
@@ -125,9 +213,16 @@ def _stream(
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
         read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        return iter(batches.to_iter_dataset(read).mp_prefetch(options))
+        ahead = batches.to_iter_dataset(read).mp_prefetch(options, worker_init_fn=end_with_parent)
+
+        def draw() -> Any:
+            _deaf()
+            return iter(ahead)
+
+        return Batches(draw, stop)
     read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
-    return iter(batches.to_iter_dataset(read))
+    ahead = batches.to_iter_dataset(read)
+    return Batches(lambda: iter(ahead), stop)
 
 
 def train_batches(
@@ -142,7 +237,8 @@ def train_batches(
     prefetch: int = 2,
     rows: Sequence[int] | None = None,
     max_unreadable: float = 0.01,
-) -> Iterator[Batch]:
+    stop: Callable[[], bool] = lambda: False,
+) -> Batches:
     """Endless batches from batch number `start` on.
 
     Args:
@@ -151,11 +247,12 @@ def train_batches(
       prefetch: batches ahead, per worker or in all.
       rows: of each batch, those this process needs (sharding.local_rows); None: all of them.
       max_unreadable: share of unreadable pictures at which a `UserError` names them.
+      stop: asked again and again while a batch is waited for; True ends the batches.
     """
     check_channels(source[0], preprocess.channels)
     make = TrainRows(source, preprocess, seed, batch, rows or range(batch), Unreadable(len(source), max_unreadable))
     threads = num_threads or useful_threads(source)
-    return _stream(make, range(start, ENDLESS // batch), threads, prefetch, num_workers)
+    return _stream(make, range(start, ENDLESS // batch), threads, prefetch, num_workers, stop)
 
 
 def eval_batches(
@@ -167,14 +264,15 @@ def eval_batches(
     num_threads: int = 0,
     prefetch: int = 2,
     max_unreadable: float = 0.01,
-) -> Iterator[Batch]:
+    stop: Callable[[], bool] = lambda: False,
+) -> Batches:
     """Every record once, in order. The last batch is filled up with rows of weight 0.
 
     Whatever `rows` are asked for, the number of batches is the same: processes stay in step.
     """
     check_channels(source[0], preprocess.channels)
     make = EvalRows(source, preprocess, batch, rows or range(batch), Unreadable(len(source), max_unreadable))
-    return _stream(make, range(-(-len(source) // batch)), num_threads or useful_threads(source), prefetch, 0)
+    return _stream(make, range(-(-len(source) // batch)), num_threads or useful_threads(source), prefetch, 0, stop)
 
 
 def spread_batch(source: Source, preprocess: Preprocess, count: int = 8) -> Batch:

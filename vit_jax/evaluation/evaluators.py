@@ -55,6 +55,8 @@ def evaluate(
         for name, mean in means.items():
             pair = np.asarray([mean.total, mean.count], np.float64)
             totals[name] = totals.get(name, 0.0) + pair
+    if stop():  # perhaps while waiting for a batch that did not come
+        return None
     examples = totals.pop("examples", (0.0,))[0]  # all processes' rows, which `batches` here need not be
     if not examples:
         raise UserError(

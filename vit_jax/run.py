@@ -1,0 +1,125 @@
+"""What one run holds, and what it can do beside stepping: draw batches, evaluate, make figures, save."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from vit_jax import processes, sharding, workdirs
+from vit_jax.contracts import Batch, Config
+from vit_jax.data.loader import Batches, eval_batches, spread_batch, train_batches
+from vit_jax.data.sources import Source
+from vit_jax.data.transforms import Preprocess
+from vit_jax.evaluation.evaluators import evaluate
+from vit_jax.training.checkpoints import Checkpoints
+from vit_jax.training.step import Program, State
+from vit_jax.training.tracker import Tracker, read_metrics
+from vit_jax.watchdog import SLOW, Watchdog
+
+Draw = Callable[[Path, Config, Any, Batch], None]
+
+
+@dataclasses.dataclass
+class Run:
+    """What one run holds; `state` and `step` move, the rest stays."""
+
+    config: Config
+    workdir: Path
+    draw: Draw | None
+    stop: processes.Stop
+    lock: workdirs.Lock
+    watch: Watchdog
+    mesh: Mesh
+    source: Source
+    test: Source
+    preprocess: Preprocess
+    num_classes: int | None
+    total_steps: int
+    program: Program
+    eval_step: Any
+    checkpoints: Checkpoints
+    metadata: dict[str, Any]
+    tracker: Tracker
+    state: State
+    step: int
+
+    def batches(self, start: int) -> Batches:
+        """Training batches from number `start` on: the data is a function of (seed, step)."""
+        config = self.config
+        return train_batches(
+            self.source, self.preprocess, batch=config["batch"], seed=config["seed"], start=start,
+            rows=sharding.local_rows(config["batch"], self.mesh), num_workers=config["num_workers"],
+            num_threads=config["num_threads"], prefetch=config["prefetch"], max_unreadable=config["max_unreadable"],
+            stop=self.stop.told_here,
+        )  # fmt: skip
+
+    def tests(self) -> Iterator[Batch]:
+        """The evaluation pictures, every one once; fewer when told to stop meanwhile."""
+        config = self.config
+        batches = eval_batches(
+            self.test, self.preprocess, batch=config["batch_eval"],
+            rows=sharding.local_rows(config["batch_eval"], self.mesh), num_threads=config["num_threads"],
+            max_unreadable=config["max_unreadable"], stop=self.stop.told_here,
+        )  # fmt: skip
+        with contextlib.closing(batches):
+            self.watch.waits_for("test pictures")
+            for batch in batches:
+                self.watch.waits_for(f"the evaluation on {self.devices}", SLOW)
+                yield batch
+                self.watch.waits_for("test pictures")
+
+    @property
+    def devices(self) -> str:
+        """What is waited for, in words: nobody can tell a slow device from a slow process in the same sum."""
+        return "the device" if jax.process_count() == 1 else "the devices or another process"
+
+    @property
+    def best_params(self) -> Any:
+        """The moving average where there is one."""
+        return self.state.params if self.state.ema is None else self.state.ema
+
+    def judge(self) -> dict[str, float] | None:
+        """Evaluate and record; None when told to stop meanwhile."""
+        metrics = evaluate(self.eval_step, self.best_params, self.tests(), self.mesh, stop=self.stop)
+        if metrics is not None:
+            self.tracker.record("eval", self.step, metrics)
+            words = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            self.tracker.say(f"step {self.step}  test  {words}")
+        return metrics
+
+    def judged(self) -> dict[str, float] | None:
+        """What an earlier start recorded of this step's evaluation: it may have ended before or after that."""
+        found: dict[str, float] | None = None
+        for row in read_metrics(self.workdir):
+            if (row["kind"], row["step"]) == ("eval", self.step):
+                found = {name: value for name, value in row.items() if name not in ("kind", "step", "time")}
+        there = processes.gather(int(found is not None))[0]  # the first process writes them
+        return (found or {}) if there else None
+
+    def picture(self) -> None:
+        """Draw what the caller asked for."""
+        if self.draw is None:
+            return
+        self.watch.waits_for("figures to be drawn", SLOW)
+        params = processes.to_host(self.best_params)
+        if jax.process_index() == 0:
+            model = nnx.merge(self.program.graph, params)
+            self.draw(self.workdir, self.config, model, spread_batch(self.test, self.preprocess))
+
+    def save(self) -> None:
+        """State, clock and data position together; nothing from a streak of steps that were not finite."""
+        self.lock.check()
+        self.watch.waits_for(f"a checkpoint in {self.workdir} to be written", SLOW)
+        if int(self.state.skipped_in_row) == 0:
+            self.checkpoints.save(self.state, workdirs.lasting(self.config), self.metadata)
+
+    def close(self) -> None:
+        self.tracker.close()
+        self.checkpoints.close()
