@@ -8,10 +8,12 @@ on the devices; whoever reads a step compares.
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -180,7 +182,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             last = self.latest()
             raise UserError(
-                f"Expected to write a checkpoint into {self.folder}, it failed ({first_line(error)}): free space or "
+                f"Expected to write a checkpoint into {self.folder}, it failed ({_reason(error)}): free space or "
                 f"give another --workdir; {'there is none yet' if last is None else f'the last good one is step {last}'}."
             ) from error
 
@@ -264,9 +266,9 @@ class Checkpoints:
             if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
                 raise UserError(
                     f"Expected to read the checkpoint {self.folder / str(step)}, it is not allowed "
-                    f"({first_line(error)}): change the permissions of the files."
+                    f"({_reason(error)}): change the permissions of the files."
                 ) from error
-            problem = Damaged(self.folder / str(step), f"it cannot be read: {first_line(error)[:120].strip()}")
+            problem = Damaged(self.folder / str(step), f"it cannot be read: {_reason(error)[:120].strip()}")
         if any(processes.gather(int(problem is not None))):
             raise problem or Damaged(self.folder / str(step), "another process cannot read it")
         assert found is not None
@@ -312,6 +314,15 @@ def _flat(tree: Any) -> dict[str, Any]:
 def _items(state: State) -> dict[str, dict[str, Any]]:
     items = {"params": _flat(state.params), "train": _flat(state._replace(params=None, ema=None))}
     return items | ({"ema": _flat(state.ema)} if state.ema is not None else {})
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words where there are some: TensorStore has them behind two long paths."""
+    told = (
+        os.strerror(number)
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+    )
+    return next((words for words in told if words in str(error)), first_line(error))
 
 
 def _hush_late_callbacks() -> None:
