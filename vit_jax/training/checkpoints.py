@@ -131,7 +131,7 @@ class Checkpoints:
         step = int(state.step)
         if step not in self.manager.all_steps():  # those that are being written, too
             items = _items(state)
-            self._write(step, items, integrity.sums_on_device(items, state.step.sharding.mesh), config, metadata)
+            self._write(step, items, integrity.sums_on_device(items, state.step.sharding), config, metadata)
 
     def save_weights(
         self, params: Mapping[str, np.ndarray], config: dict[str, Any], metadata: Mapping[str, Any]
@@ -228,7 +228,7 @@ class Checkpoints:
 
         found = self._together(step, read)
         if record is not None:
-            sums = integrity.sums_on_device(found, layout.step.mesh)
+            sums = integrity.sums_on_device(found, layout.step)
             there = {
                 f"{name}.{theirs[name][key]}": sums[f"{name}.{key}"] for name, item in found.items() for key in item
             }
