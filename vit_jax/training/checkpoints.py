@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -130,8 +130,8 @@ class Checkpoints:
         self.check()
         step = int(state.step)
         if step not in self.manager.all_steps():  # those that are being written, too
-            items, place = _items(state), cast(Any, state.step.sharding)
-            self._write(step, items, integrity.sums_on_device(items, place.mesh), config, metadata)
+            items = _items(state)
+            self._write(step, items, integrity.sums_on_device(items, state.step.sharding), config, metadata)
 
     def save_weights(
         self, params: Mapping[str, np.ndarray], config: dict[str, Any], metadata: Mapping[str, Any]
@@ -228,7 +228,7 @@ class Checkpoints:
 
         found = self._together(step, read)
         if record is not None:
-            sums = integrity.sums_on_device(found, cast(Any, layout.step).mesh)
+            sums = integrity.sums_on_device(found, layout.step)
             there = {
                 f"{name}.{theirs[name][key]}": sums[f"{name}.{key}"] for name, item in found.items() for key in item
             }

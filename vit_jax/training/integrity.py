@@ -16,9 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from vit_jax import sharding
 from vit_jax.contracts import UserError
 from vit_jax.ops.checksums import checksum, checksum_on_device
 
@@ -42,10 +40,13 @@ def flat_items(items: Items) -> dict[str, Any]:
     return {f"{name}.{key}": leaf for name, item in items.items() for key, leaf in item.items()}
 
 
-def sums_on_device(items: Items, mesh: Mesh) -> dict[str, int]:
-    """The checksum of every array by "item.name", made where the arrays lie. All processes must ask."""
+def sums_on_device(items: Items, replicated: Any) -> dict[str, int]:
+    """The checksum of every array by "item.name", made where the arrays lie. All processes must ask.
+
+    `replicated` is the sharding of a scalar that every device knows, as of `State.step`.
+    """
     arrays = flat_items(items)
-    sums = np.asarray(_summed(sharding.replicated(mesh))(list(arrays.values())))
+    sums = np.asarray(_summed(replicated)(list(arrays.values())))
     return dict(zip(arrays, sums.tolist(), strict=True))
 
 
