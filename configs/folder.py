@@ -27,7 +27,7 @@ STAGES = ("quick", "scratch", "pretrain", "finetune")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 
 # quick's hybrids. Picture size: (units of the ResNet stem's stages, cells of its map a side of a patch, pictures a second
-# that trained on two otherwise idle cores of a Xeon with AVX-512). Sixteen tokens at either size.
+# in training on two idle cores of a Xeon with AVX-512: measured at 32 pixels, at 64 from the FLOPs). Sixteen tokens each.
 QUICK = {32: ((2,), 2, 270), 64: ((2, 2), 2, 75)}
 QUICK_SECONDS = 540  # of training; the rest of the quarter of an hour goes to compiling, evaluating and slower machines
 QUICK_PASSES = 100  # at most: a small folder is learned by heart after that
