@@ -283,7 +283,7 @@ def test_every_published_name_loads_as_far_as_fetching(monkeypatch, tmp_path, ca
 
 
 def test_a_name_that_is_nearly_one(capsys):
-    assert main(["predict", "deit/ti61", "x.jpg"]) == 2
+    assert main(["eval", "deit/ti61"]) == 2
     assert "did you mean deit/ti16" in capsys.readouterr().err
 
 

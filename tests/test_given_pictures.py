@@ -183,8 +183,8 @@ def test_what_is_named_itself_must_be_a_picture(run, folder, tmp_path, monkeypat
     (tmp_path / "bad" / "x.jpg").write_bytes(b"no")
     assert "none of 1 is" in run(command, "weights", tmp_path / "bad", status=2).err
     for wrong in ("0", "-1", "x"):
-        assert "from 1 on" in run(command, "weights", folder, "--batch", wrong, status=2).err
-    assert "from 1 on" in run("predict", "weights", folder, "--top", 0, status=2).err
+        assert "from 1 to" in run(command, "weights", folder, "--batch", wrong, status=2).err
+    assert "from 1 to" in run("predict", "weights", folder, "--top", 0, status=2).err
     assert not list(tmp_path.glob("features*"))
 
 

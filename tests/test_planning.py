@@ -219,7 +219,7 @@ def test_the_command_on_local_devices(capsys):
         (["--topology=v5e:3by3"], "TPU slice such as"),
         ([], "--topology or --local"),
         (["--local", "--mesh", "data=3"], r"config.mesh"),
-        (["--local", "--set", "no_such=1"], "known field"),
+        (["--local", "--set", "no_such=1"], "known config field"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, words, capsys):

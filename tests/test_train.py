@@ -358,7 +358,7 @@ def test_sigterm_saves_and_exits_with_zero(tmp_path):
         (["--config=digits.py:scratch"], "--workdir"),
         (["--workdir=run", "--config=digits.py:scratch", "--config.bach=3"], "batch"),
         (["--workdir=run", "--config=digits.py:scratch", "--config.batch=many"], "batch"),
-        (["--workdir=run", "--config=digits.py:scratch", "more"], "only --flags"),
+        (["--workdir=run", "--config=digits.py:scratch", "more"], "unrecognized arguments: more"),
     ],
 )
 def test_command_line_mistakes(tmp_path, arguments, message):
