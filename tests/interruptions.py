@@ -140,6 +140,8 @@ def trial(name: str, at: float, number: int, folder: Path, whole: dict[str, Any]
 
 def run(name: str, count: int, *, at_a_time: int = 1, seed: int = 0, folder: Path) -> list[Trial]:
     """`count` trials of one signal. What went wrong stays in `folder`, with a log each."""
+    for old in ("warm", "whole"):
+        shutil.rmtree(folder / old, ignore_errors=True)
     finish(folder / "warm", folder)  # fills the cache of compiled programs
     seconds = finish(folder / "whole", folder) * (1 + 0.6 * (at_a_time - 1))
     whole = outcome(folder / "whole")
