@@ -94,14 +94,15 @@ def hears(process: subprocess.Popen[bytes]) -> bool:
     return True
 
 
-def interrupt(name: str, at: float, workdir: Path, folder: Path) -> Trial:
-    """Start the command, send the signal after `at` seconds, see how it ends."""
+def interrupt(name: str, at: float, workdir: Path, folder: Path) -> Trial | None:
+    """Start the command, send the signal after `at` seconds, see how it ends. None: it had ended before."""
     with (workdir.parent / f"{workdir.name}.log").open("w+") as log:
         process = subprocess.Popen(
             command(workdir), env=environment(folder), stdout=log, stderr=log, start_new_session=True
         )
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(at)
+            return None
         early, told = name != "KILL" and not hears(process), time.monotonic()
         process.send_signal(getattr(signal, f"SIG{name}"))
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -122,7 +123,9 @@ def interrupt(name: str, at: float, workdir: Path, folder: Path) -> Trial:
 def trial(name: str, at: float, number: int, folder: Path, whole: dict[str, Any]) -> Trial:
     """An interruption, then the same command to the end, compared with the run left alone."""
     workdir = folder / f"{name}{number}"
-    found = interrupt(name, at, workdir, folder)
+    while (found := interrupt(name, at, workdir, folder)) is None:  # the machine is less busy than it was
+        shutil.rmtree(workdir)
+        at *= 0.8
     try:
         finish(workdir, folder)
         with READING:
@@ -137,6 +140,8 @@ def trial(name: str, at: float, number: int, folder: Path, whole: dict[str, Any]
 
 def run(name: str, count: int, *, at_a_time: int = 1, seed: int = 0, folder: Path) -> list[Trial]:
     """`count` trials of one signal. What went wrong stays in `folder`, with a log each."""
+    for old in ("warm", "whole"):
+        shutil.rmtree(folder / old, ignore_errors=True)
     finish(folder / "warm", folder)  # fills the cache of compiled programs
     seconds = finish(folder / "whole", folder) * (1 + 0.6 * (at_a_time - 1))
     whole = outcome(folder / "whole")
