@@ -231,7 +231,7 @@ LINES = [
     "plan --config=mae.py:b16 --topology=v5e:4x4x4x4",
     "plan --config=mae.py:b16 --topology=v5e",
     "plan --config=mae.py:b16 --topology=v5e:0x4",
-    "plan --config=mae.py:b16 --mesh=data=3",
+    "plan --config=mae.py:b16 --local --mesh=data=3",
     "plan --config=mae.py:b16 --mesh=fsd=3",
     "plan --config=mae.py:b16 --mesh=data",
     "plan --config=mae.py:b16 --examples 0",
