@@ -46,8 +46,9 @@ def configured(spec: str, settings: Sequence[tuple[str, str]]) -> Given:
         for other in OVERRULES.get(field, ()):
             if other not in typed:
                 config.update_from_flattened_dict({other: None})
-    configuration.derive(spec, config, typed)
-    configuration.check(config)
+    if typed:
+        configuration.derive(spec, config, typed)
+        configuration.check(config)
     return Given(config, typed)
 
 

@@ -93,7 +93,6 @@ def load(spec: str) -> ml_collections.ConfigDict:
         raise UserError(f"The config {spec} could not be made: {_said(error)}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"Expected get_config of {spec} to return a ConfigDict, got {type(config).__name__}.")
-    derive(spec, config, frozenset())
     check(config)
     return config
 
@@ -101,7 +100,7 @@ def load(spec: str) -> ml_collections.ConfigDict:
 def derive(spec: str, config: ml_collections.ConfigDict, typed: frozenset[str]) -> None:
     """Let the file of `spec` settle fields that hang on others (its `derive(config, typed)`, where it has one).
 
-    Called again after a command line changed fields; those in `typed` were set by hand and are left alone.
+    For when a command line changed fields of what `get_config` settled; those in `typed` were set by hand and stay.
     """
     settle = getattr(_module(spec), "derive", None)
     if settle is None:
