@@ -55,7 +55,7 @@ STRENGTHS = {
 def get_config(stage_and_folder: str = "scratch,."):
     """`STAGE,FOLDER`."""
     stage, _, folder = stage_and_folder.partition(",")
-    if stage not in STAGES:
+    if stage not in STAGES or not folder:
         raise ValueError(f"Expected folder.py:{{{','.join(STAGES)}}},FOLDER, got {stage_and_folder!r}.")
     count, side = look_at(training_part(folder))
     config = common.get_config()
@@ -119,7 +119,7 @@ def derive(config, typed: Collection[str] = ()) -> None:
     short schedule.
     """
     folder = training_part(config.dataset)
-    if not folder.is_dir() or (config.total_steps is None) == (config.total_epochs is None):
+    if not config.dataset or not folder.is_dir() or (config.total_steps is None) == (config.total_epochs is None):
         return  # another data set, or a schedule that training will refuse
     count, _ = look_at(folder)
     steps = config.total_epochs * count / config.batch if config.total_steps is None else config.total_steps
