@@ -1,13 +1,15 @@
 """`vit-jax ...` as a user types it, in this process."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vit_jax import train
-from vit_jax.commands import cli
+from vit_jax.commands import cli, embed
 from vit_jax.commands.run_figures import draw_run
 
 
@@ -133,3 +135,29 @@ def test_prepare(pictures, tmp_path, capsys):
     said = out_of(capsys, "prepare", pictures, tmp_path / "out")
     assert "folder.py:pretrain" in said
     assert "holds something" in out_of(capsys, "prepare", pictures, tmp_path / "out", status=2)
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel").is_dir() or os.access("/sys/kernel/none", os.W_OK), reason="needs Linux's /sys"
+)
+def test_places_that_cannot_be_written(runs, pictures, capsys):
+    for argv in (
+        ["embed", runs / "scratch", pictures, "--out", "/sys/features.npz"],
+        ["convert", runs / "scratch", "/sys/out", "--to", "hf"],
+        ["convert", runs / "scratch", "/sys/out.npz", "--to", "google"],
+    ):
+        said = out_of(capsys, *argv, status=2)
+        assert said.startswith("error: Expected to write /sys/")
+        assert len(said.splitlines()) == 1
+
+
+def test_features_that_are_not_finite_are_refused(runs, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(embed, "pooled_features", lambda encoder, images, pool: np.full((len(images), 4), np.nan))
+    said = out_of(capsys, "embed", runs / "scratch", pictures, "--out", tmp_path / "out.npz", status=2)
+    assert "2 of 2 pictures gave others" in said
+    assert not any(tmp_path.iterdir())
+
+
+def test_probing_with_one_training_picture(runs, pictures, capsys):
+    said = out_of(capsys, "probe", runs / "scratch", "--dataset", "digits", "--train", "train[:1]", status=2)
+    assert said == "error: Expected 2 or more pictures in train[:1] of digits, it has 1.\n"

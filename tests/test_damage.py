@@ -238,6 +238,16 @@ def test_what_may_not_be_read_is_no_damage(finished, tmp_path, monkeypatch):
     assert (workdir / "checkpoints" / "6").is_dir()
 
 
+def test_config_json_is_for_people(finished, tmp_path, capsys):
+    """Every command and the next start read the checkpoint's own."""
+    workdir = finished.copy(tmp_path / "run")
+    (workdir / "config.json").unlink()
+    for command in ("inspect", "eval"):
+        assert cli.main([command, str(workdir)]) == 0
+    train.run(finished.config, workdir)
+    assert "--config.init_from" in capsys.readouterr().out  # it is finished, and the way on is named
+
+
 @pytest.mark.parametrize("keep", [0, -1])
 def test_a_run_keeps_at_least_one(tmp_path, keep):
     with pytest.raises(UserError, match="keep_checkpoints of at least 1"):

@@ -428,6 +428,21 @@ def test_prepare_refuses_names_that_tfds_cannot_keep(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_split_is_said():
+    class Empty:
+        name, class_names = "nothing test", ("ant", "cat")
+
+        def __len__(self):
+            return 0
+
+        def __getitem__(self, index):
+            raise IndexError(index)
+
+    source = Empty()
+    with pytest.raises(UserError, match="the split is empty"):
+        eval_batches(source, preprocess(), batch=4)
+
+
 def test_unknown_tfds_name(tmp_path):
     with pytest.raises(
         UserError, match=r"folder .*no_such_dataset does not exist \(and no data set of TFDS has this name"

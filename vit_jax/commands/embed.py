@@ -42,8 +42,14 @@ def run(argv: list[str]) -> int:
         except ValueError as error:
             raise UserError(str(error)) from error
         pictures.say_left_out()
-        write(file, out.suffix, names, np.concatenate(rows))
-    print(f"{out}: {len(names)} pictures x {rows[0].shape[1]} numbers, step {trained.step}")
+        features = np.concatenate(rows)
+        if odd := int(np.sum(~np.isfinite(features).all(axis=1))):
+            raise UserError(
+                f"Expected features that are finite numbers, {odd} of {len(features)} pictures gave others: "
+                f"{args.workdir} holds no usable model."
+            )
+        write(file, out.suffix, names, features)
+    print(f"{out}: {len(names)} pictures x {features.shape[1]} numbers, step {trained.step}")
     return 0
 
 

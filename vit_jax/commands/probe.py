@@ -59,6 +59,9 @@ def run(argv: list[str]) -> int:
         raise UserError(
             f"Expected labelled pictures of the same classes in {args.train} and {args.test} of {args.dataset}."
         )
+    for split, source, least in zip((args.train, args.test), sources, (2, 1), strict=True):
+        if len(source) < least:
+            raise UserError(f"Expected {least} or more pictures in {split} of {args.dataset}, it has {len(source)}.")
     train, test = (features(trained, source, args) for source in sources)
     rows = []
     for pooling in poolings(trained.encoder):

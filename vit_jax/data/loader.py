@@ -270,6 +270,8 @@ def eval_batches(
 
     Whatever `rows` are asked for, the number of batches is the same: processes stay in step.
     """
+    if not len(source):
+        raise UserError(f"Expected pictures in {source.name}, the split is empty: change pp.test or the data set.")
     check_channels(source[0], preprocess.channels)
     make = EvalRows(source, preprocess, batch, rows or range(batch), Unreadable(len(source), max_unreadable))
     return _stream(make, range(-(-len(source) // batch)), num_threads or useful_threads(source), prefetch, 0, stop)
