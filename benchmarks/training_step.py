@@ -48,8 +48,8 @@ def here(name: str, batch: int, dtype: str, settings: list[str]):
 
     from vit_jax import command_line, configuration, sharding
     from vit_jax.contracts import Batch
+    from vit_jax.methods import method_of
     from vit_jax.training.flops import count_flops
-    from vit_jax.training.objectives import make_objective
     from vit_jax.training.schedules import make_schedule
     from vit_jax.training.step import make_program
 
@@ -70,7 +70,7 @@ def here(name: str, batch: int, dtype: str, settings: list[str]):
     for field, text in map(command_line.assignment, settings):
         config.update_from_flattened_dict({field: command_line.value_of(field, text)})
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    objective = make_objective(config, 1000)
+    objective = method_of(config).objective(config, 1000)
     program = make_program(config, objective, make_schedule(config, 1000, 0), None if masked else 1000, mesh)
     images = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
     on_device = sharding.put(Batch(images, np.zeros(batch, np.int32), np.ones(batch, np.float32)), mesh)

@@ -11,7 +11,7 @@ from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
-from vit_jax.training.objectives import make_objective
+from vit_jax.methods import method_of
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
 
@@ -19,7 +19,7 @@ from vit_jax.training.step import make_program
 def metrics_of_every_length(config, lengths):
     """Metrics on the first n pictures of the data set, for each n."""
     mesh = sharding.make_mesh({"data": 2, "fsdp": -1})
-    objective = make_objective(config, 10)
+    objective = method_of(config).objective(config, 10)
     program = make_program(config, objective, make_schedule(config, 10, 1), 10, mesh)
     judge, params = make_eval_step(objective, program.graph, program.layout.params, mesh), program.init(0).params
     rows = sharding.local_rows(config.batch_eval, mesh)

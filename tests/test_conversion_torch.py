@@ -205,7 +205,7 @@ def test_published_sizes_convert_in_time_and_memory(name, tmp_path):
         "import re, sys; from vit_jax import configuration; from vit_jax.conversion.convert import read, write;"
         # ru_maxrss would be this test's own: it outlives exec.
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024;"
-        "import jax, vit_jax.api; from vit_jax.models.registry import build; before = peak();"
+        "import jax, vit_jax.api; from vit_jax.methods.building import build; before = peak();"
         "w = read(sys.argv[1], configuration.plain(configuration.default_fields()));"
         "write(w, sys.argv[2], 'google'); print(peak() - before)"
     )

@@ -12,10 +12,10 @@ from vit_jax.api import load
 from vit_jax.commands import cli
 from vit_jax.commands.inspect import digest
 from vit_jax.devices import make_mesh
+from vit_jax.methods import method_of
 from vit_jax.ops.checksums import checksum, checksum_on_device
 from vit_jax.ops.paths import flat_params
 from vit_jax.training.checkpoints import Checkpoints
-from vit_jax.training.objectives import make_objective
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
 from vit_jax.weights import open_weights
@@ -57,7 +57,9 @@ class Finished:
         train.run(config, workdir)
         mesh = make_mesh(config)
         self.config, self.workdir = config, workdir
-        self.program = make_program(config, make_objective(config, 10), make_schedule(config, 6, 2), 10, mesh)
+        self.program = make_program(
+            config, method_of(config).objective(config, 10), make_schedule(config, 6, 2), 10, mesh
+        )
         self.averages = {step: digest(Checkpoints(workdir, read_only=True).params(step)) for step in (3, 6)}
         self.digests = {step: self.digest(self.restore(Checkpoints(workdir, read_only=True), step)) for step in (3, 6)}
         assert self.digests[3] != self.digests[6]

@@ -7,7 +7,7 @@ import pytest
 from vit_jax import command_line, configuration, derived, train
 from vit_jax.contracts import UserError
 from vit_jax.data.transforms import Preprocess
-from vit_jax.models.registry import mae_config
+from vit_jax.methods.mae import mae_config
 from vit_jax.training.tracker import read_metrics
 from vit_jax.training.transfer import Transfer, adopted
 

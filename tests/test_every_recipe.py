@@ -15,8 +15,8 @@ from vit_jax import configuration, derived, sharding
 from vit_jax.contracts import Batch, Record
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
+from vit_jax.methods import method_of
 from vit_jax.ops.paths import flat_params
-from vit_jax.training.objectives import make_objective
 from vit_jax.training.schedules import make_schedule, peak_lr
 from vit_jax.training.step import SEED, make_program
 
@@ -156,7 +156,7 @@ def program_of(config):
     """(objective, program, mesh) over two devices, laid out as the recipe says."""
     classes = None if config.objective == "mae" else CLASSES
     mesh = sharding.make_mesh(dict(config.mesh), jax.devices()[:2])
-    objective = make_objective(config, classes)
+    objective = method_of(config).objective(config, classes)
     return objective, make_program(config, objective, make_schedule(config, 4, 0), classes, mesh), mesh
 
 

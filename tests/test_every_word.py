@@ -10,12 +10,12 @@ import pytest
 from vit_jax import UserError, sharding
 from vit_jax.contracts import Batch, Record
 from vit_jax.data.transforms import FILTERS, TRAIN_CROPS, Preprocess
+from vit_jax.methods import method_of
 from vit_jax.models.encoder import REMAT_POLICIES
 from vit_jax.models.layers import ACTIVATIONS
 from vit_jax.models.vit import CLASSIFIERS, POSITIONS
 from vit_jax.ops.losses import LOSSES
 from vit_jax.ops.masks import SCORES
-from vit_jax.training.objectives import make_objective
 from vit_jax.training.schedules import SHAPES, make_schedule
 from vit_jax.training.step import SEED, make_program
 
@@ -56,7 +56,7 @@ def test_every_word_becomes_a_step(small, stage, fields):
     config = with_fields(small(stage, batch=8), fields)
     classes = 7 if config.objective == "classify" else None
     mesh = sharding.make_mesh({"data": 2}, jax.devices()[:2])
-    objective = make_objective(config, classes)
+    objective = method_of(config).objective(config, classes)
     program = make_program(config, objective, make_schedule(config, 4, 0), classes, mesh)
     batch = Batch(np.zeros((8, 8, 8, 3), np.uint8), np.zeros(8, np.int32), np.ones(8, np.float32))
     assert "stablehlo" in program.step.lower(program.abstract, batch, SEED).as_text()
@@ -66,7 +66,7 @@ def test_every_word_becomes_a_step(small, stage, fields):
 def test_the_words_that_only_give_features_are_refused_in_training(small, classifier):
     config = with_fields(small("scratch"), {"model.classifier": classifier})
     with pytest.raises(UserError, match=r"change model\.classifier"):
-        make_objective(config, 7)
+        method_of(config).objective(config, 7)
 
 
 @pytest.mark.parametrize("decay_type", [*SHAPES, "step"])

@@ -50,21 +50,16 @@ def test_curves_leave_a_gap_for_what_was_not_finite_and_show_a_single_point():
     assert curves.draw(TRAIN).axes[0].lines[0].get_marker() == "None"
 
 
-def test_prediction_is_dimmed_where_the_model_saw():
+def test_columns_are_drawn_as_they_are_with_their_titles():
     rng = np.random.default_rng(0)
-    columns = tuple(rng.random((2, 8, 8, 3)).astype(np.float32) for _ in range(4))
-    visible = rng.random((2, 8, 8)) < 0.5
-    figure = reconstructions.draw(columns, visible, true_statistics=False)
-    for row in range(2):
-        original, masked, predicted, pasted = (
-            axis.images[0].get_array() for axis in figure.axes[4 * row : 4 * row + 4]
-        )
-        for found, given in ((original, columns[0]), (masked, columns[1]), (pasted, columns[3])):
-            np.testing.assert_array_equal(found, given[row])
-        np.testing.assert_array_equal(predicted[~visible[row]], columns[2][row][~visible[row]])
-        assert predicted[visible[row]].min() >= 0.8
-        assert np.ptp(predicted[visible[row]]) <= 0.2
-    assert "dimmed" in figure.get_supxlabel()
+    columns = {name: rng.random((2, 8, 8, 3)).astype(np.float32) for name in ("original", "codes", "filled in")}
+    figure = reconstructions.draw(columns, "a note")
+    assert [axis.get_title() for axis in figure.axes[:3]] == list(columns)
+    for place, axis in enumerate(figure.axes):
+        given = list(columns.values())[place % 3][place // 3]
+        np.testing.assert_array_equal(axis.images[0].get_array(), given)
+    assert figure.get_supxlabel() == "a note"
+    assert len(reconstructions.draw(columns, "", max_rows=1).axes) == 3
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from flax import nnx
 from tests import tolerances
 from vit_jax import UserError, api, configuration, devices, sharding
 from vit_jax.contracts import Batch
+from vit_jax.methods import method_of
+from vit_jax.methods.building import build
 from vit_jax.models.layers import attention_weights, padded_attention
-from vit_jax.models.registry import build
 from vit_jax.ops.paths import flat_params
 from vit_jax.training.checkpoints import Checkpoints
-from vit_jax.training.objectives import make_objective
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
 
@@ -49,7 +49,9 @@ def test_the_step_is_written_for_cuda_with_the_kernel(small, monkeypatch, stage,
     count = int(np.prod(list(mesh_shape.values())))
     mesh = sharding.make_mesh(mesh_shape, jax.devices()[:count])
     classes = None if stage == "pretrain" else 10
-    program = make_program(config, make_objective(config, classes), make_schedule(config, 10, 1), classes, mesh)
+    program = make_program(
+        config, method_of(config).objective(config, classes), make_schedule(config, 10, 1), classes, mesh
+    )
     batch = Batch(np.zeros((16, 8, 8, 3), np.uint8), np.zeros(16, np.int32), np.ones(16, np.float32))
     traced = program.step.trace(program.abstract, batch, np.int32(0))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -62,7 +64,7 @@ def test_cudnn_is_refused_where_it_cannot_run(small):
         devices.make_mesh(small(attention="cudnn", compute_dtype="bfloat16"))
     config, mesh = small(attention="cudnn"), sharding.make_mesh({"data": -1})
     with pytest.raises(ValueError, match="compute_dtype bfloat16"):
-        make_program(config, make_objective(config, 10), make_schedule(config, 10, 1), 10, mesh)
+        make_program(config, method_of(config).objective(config, 10), make_schedule(config, 10, 1), 10, mesh)
 
 
 def test_what_was_trained_with_cudnn_is_used_anywhere(small, tmp_path):

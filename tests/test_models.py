@@ -9,9 +9,10 @@ from flax import nnx
 import vit_jax
 from tests import tolerances
 from vit_jax import UserError, configuration
+from vit_jax.methods.building import build
+from vit_jax.methods.mae import MAE, MAEConfig
 from vit_jax.models.layers import TransformerConfig
-from vit_jax.models.mae import MAE, MAEConfig
-from vit_jax.models.registry import build, count_params
+from vit_jax.models.registry import count_params
 from vit_jax.models.vit import ViT, ViTConfig
 from vit_jax.ops.masks import make_mask
 from vit_jax.ops.paths import flat_params

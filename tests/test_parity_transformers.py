@@ -12,11 +12,11 @@ transformers = pytest.importorskip("transformers", reason="the `torch` extra is 
 from tests import tolerances  # noqa: E402
 from tests.torch_twins import as_numpy, mae_params, relative, vit_params  # noqa: E402
 from vit_jax.contracts import Batch  # noqa: E402
-from vit_jax.models.mae import MAEConfig  # noqa: E402
-from vit_jax.models.registry import assemble, mae_config  # noqa: E402
+from vit_jax.methods import method_of  # noqa: E402
+from vit_jax.methods.building import assemble  # noqa: E402
+from vit_jax.methods.mae import MAEConfig, mae_config  # noqa: E402
 from vit_jax.ops.masks import from_scores  # noqa: E402
 from vit_jax.ops.paths import flat_params  # noqa: E402
-from vit_jax.training.objectives import make_objective  # noqa: E402
 
 # transformers imports and torch kernels warn of things that are not ours
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -114,8 +114,8 @@ def test_mae_forward_loss_and_gradients(small, monkeypatch, patch, image, normal
     np.testing.assert_array_equal(mask.hidden, result.mask.detach().numpy() > 0.5)
     assert relative(model(jnp.asarray(pixels), mask), result.logits.detach().numpy()) < tolerances.FORWARD
 
-    monkeypatch.setattr("vit_jax.training.objectives.make_mask", lambda *args: mask)
-    objective = make_objective(config, None)
+    monkeypatch.setattr("vit_jax.methods.mae.make_mask", lambda *args: mask)
+    objective = method_of(config).objective(config, None)
     batch = Batch(pictures, np.full(3, -1, np.int32), np.ones(3, np.float32))
     graph, params = nnx.split(model)
 

@@ -18,9 +18,9 @@ from tests import tolerances
 from tests.process_worker import metrics_of_every_length
 from vit_jax import UserError, configuration, processes, sharding
 from vit_jax.commands.inspect import digest
+from vit_jax.methods import method_of
 from vit_jax.ops.paths import flat_params
 from vit_jax.training.checkpoints import Checkpoints
-from vit_jax.training.objectives import make_objective
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
 from vit_jax.training.tracker import read_metrics
@@ -158,7 +158,7 @@ def test_a_checkpoint_opens_on_another_mesh_and_as_numpy(two_by_four, sizes):
     config = configuration.load("digits.py:scratch")
     config.update_from_flattened_dict({name: value for name, value in FIELDS.items() if not name.startswith("mesh")})
     mesh = sharding.make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
-    program = make_program(config, make_objective(config, 10), make_schedule(config, 60, 2), 10, mesh)
+    program = make_program(config, method_of(config).objective(config, 10), make_schedule(config, 60, 2), 10, mesh)
     checkpoints = Checkpoints(two_by_four, read_only=True)
     state, plain = checkpoints.restore(60, program.abstract, program.layout), checkpoints.params(60, averaged=False)
     checkpoints.close()

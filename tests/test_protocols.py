@@ -11,9 +11,9 @@ from flax import nnx
 from tests import tolerances
 from vit_jax import UserError, configuration, sharding
 from vit_jax.contracts import Batch
-from vit_jax.models.registry import build
+from vit_jax.methods import method_of
+from vit_jax.methods.building import build
 from vit_jax.ops.paths import flat_params
-from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
@@ -40,7 +40,7 @@ def small_program(config, classes):
     """(program, state, one step) on one device."""
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     schedule = make_schedule(config, config.total_steps, config.warmup_steps)
-    program = make_program(config, make_objective(config, classes), schedule, classes, mesh)
+    program = make_program(config, method_of(config).objective(config, classes), schedule, classes, mesh)
     return program, program.init(np.int32(0)), mesh
 
 
@@ -130,7 +130,7 @@ def test_linear_probe_equals_pytorch_for_twenty_steps(small):
     schedule = make_schedule(config, config.total_steps, config.warmup_steps)
     encoder = nnx.merge(program.graph, jax.tree.map(jnp.copy, state.params))
     pooled = jax.jit(lambda images: encoder.pool(encoder.features(images)))
-    prepare = make_objective(config, 5).prepare
+    prepare = method_of(config).objective(config, 5).prepare
 
     for number, batch in enumerate(batches(config, 5, 20)):
         images = prepare(sharding.put(batch, mesh), jax.random.key(0), False)["images"]

@@ -14,7 +14,7 @@ from vit_jax.commands import cli, embed, eval, predict, probe
 from vit_jax.contracts import Batch
 from vit_jax.evaluation.evaluators import evaluate
 from vit_jax.evaluation.probes import Split, few_shot, linear_heads, nearest_neighbours
-from vit_jax.training.objectives import make_objective
+from vit_jax.methods import method_of
 from vit_jax.training.tracker import Tracker
 
 NAN = float("nan")
@@ -62,7 +62,8 @@ def test_chances_are_the_frequencies_of_random_tie_breaking():
 @pytest.mark.parametrize(("logits", "accuracy", "top5"), [(0.0, 0.1, 0.5), (NAN, 0.0, 0.0)])
 @pytest.mark.parametrize("training", [False, True])
 def test_a_head_that_knows_nothing_has_the_accuracy_of_chance(small, logits, accuracy, top5, training):
-    objective = make_objective(small("scratch"), 10)
+    config = small("scratch")
+    objective = method_of(config).objective(config, 10)
     batch = Batch(np.zeros((20, 8, 8, 3), np.uint8), np.arange(20, dtype=np.int32) % 10, np.ones(20, np.float32))
     inputs = objective.prepare(jax.tree.map(jnp.asarray, batch), jax.random.key(0), training)
     metrics = objective.losses(lambda *_, **__: jnp.full((20, 10), logits), inputs, None, training)[1]
@@ -75,7 +76,7 @@ def test_one_answer_a_patch_is_no_classifier_to_train(small):
         config = small("scratch")
         config.model.update({"classifier": classifier, "norm_after_pool": False})
         with pytest.raises(UserError, match=r"change model\.classifier"):
-            make_objective(config, 10)
+            method_of(config).objective(config, 10)
 
 
 def features(value, count=40):

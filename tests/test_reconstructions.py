@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vit_jax.evaluation.reconstructions import reconstruct
+from vit_jax.methods.mae import MAE, MAEConfig, reconstructed
 from vit_jax.models.layers import TransformerConfig
-from vit_jax.models.mae import MAE, MAEConfig
 from vit_jax.models.vit import ViTConfig
 from vit_jax.ops.masks import make_mask
 from vit_jax.visualisation import curves, reconstructions
@@ -24,21 +23,26 @@ def test_reconstruct(normalised):
     model.predict.kernel[...] = jnp.zeros_like(model.predict.kernel[...])
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 16, 3), dtype=np.uint8)
     mask = make_mask("random", jax.random.split(jax.random.key(0), 2), (2, 4), 3)
-    found = reconstruct(model, jnp.asarray(images), (0.5,), (0.5,), mask=mask)
+    drawing = reconstructed(model, jnp.asarray(images), {"pp": {"mean": (0.5,), "std": (0.5,)}}, mask)
+    original, masked, prediction, pasted = drawing.columns.values()
     hidden = np.repeat(np.repeat(np.asarray(mask.hidden).reshape(2, 2, 4), 4, 1), 4, 2)
 
-    np.testing.assert_allclose(found.original, images / 255, atol=1e-6)
-    np.testing.assert_array_equal(found.masked[hidden], 0.5)
-    np.testing.assert_array_equal(found.masked[~hidden], found.original[~hidden])
-    np.testing.assert_allclose(found.pasted[~hidden], found.original[~hidden], atol=1e-6)
-    np.testing.assert_array_equal(found.pasted[hidden], found.predicted[hidden])
-    expected = found.original[0, :4, :4].mean() if normalised else 0.5
-    np.testing.assert_allclose(found.predicted[0, :4, :4], expected, atol=1e-5)
-    assert found.true_statistics == normalised
-    figure = reconstructions.draw(found[:4], found.visible, true_statistics=normalised)
+    np.testing.assert_allclose(original, images / 255, atol=1e-6)
+    np.testing.assert_array_equal(masked[hidden], 0.5)
+    np.testing.assert_array_equal(masked[~hidden], original[~hidden])
+    np.testing.assert_allclose(pasted[~hidden], original[~hidden], atol=1e-6)
+    np.testing.assert_array_equal(pasted[hidden], prediction[hidden])
+    for row in range(2):
+        for place in np.flatnonzero(mask.hidden[row]):
+            part = np.s_[row, 4 * (place // 4) : 4 * (place // 4) + 4, 4 * (place % 4) : 4 * (place % 4) + 4]
+            expected = original[part].mean() if normalised else 0.5
+            np.testing.assert_allclose(prediction[part], expected, atol=1e-5)
+    assert prediction[~hidden].min() >= 0.8  # dimmed: it means nothing there
+    assert np.ptp(prediction[~hidden]) <= 0.2
+    figure = reconstructions.draw(*drawing)
     assert len(figure.axes) == 8
+    assert "dimmed" in figure.get_supxlabel()
     assert ("true patch" in figure.get_supxlabel()) == normalised
-    np.testing.assert_array_equal(found.visible, ~hidden)
 
 
 def test_curves_draw_what_was_written():

@@ -13,9 +13,9 @@ from tests import tolerances
 from tests.test_training import busy, made_up_batch
 from vit_jax import configuration, sharding
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
-from vit_jax.models.registry import build
+from vit_jax.methods import method_of
+from vit_jax.methods.building import build
 from vit_jax.ops.paths import flat_params
-from vit_jax.training.objectives import make_objective
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
 
@@ -38,7 +38,7 @@ def one_step(config, sizes, given=None):
     config.update({"optim": "sgd", "momentum": 0.0, "base_lr": 1.0, "lr_scaling": None, "decay_type": "constant"})
     config.update({"weight_decay": 0.0, "grad_norm_clip": None, "ema": None, "optim_dtype": "float32"})
     mesh = sharding.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
-    objective = make_objective(config, classes)
+    objective = method_of(config).objective(config, classes)
     program = make_program(config, objective, make_schedule(config, 10, 0), classes, mesh)
     # The first state is the seed's on any mesh; taking it over saves compiling its creation again.
     state = program.init(np.int32(0)) if given is None else jax.device_put(given, program.layout)

@@ -9,9 +9,10 @@ import pytest
 from tests import tolerances
 from vit_jax import UserError, configuration, sharding
 from vit_jax.contracts import Batch
-from vit_jax.models.registry import build
+from vit_jax.methods import method_of
+from vit_jax.methods.building import build
+from vit_jax.methods.classification import METHOD
 from vit_jax.ops.paths import flat_params
-from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
@@ -28,7 +29,7 @@ def made_up_batch(size=16, seed=0, padded=0):
 
 def run_steps(config, mesh_shape=None, steps=3, batches=None, devices=1):
     mesh = sharding.make_mesh(mesh_shape or {"data": 1}, jax.devices()[:devices])
-    objective = make_objective(config, None if config.objective == "mae" else 10)
+    objective = method_of(config).objective(config, None if config.objective == "mae" else 10)
     schedule = make_schedule(config, 10, 1)
     program = make_program(config, objective, schedule, None if config.objective == "mae" else 10, mesh)
     state, reports = program.init(np.int32(0)), []
@@ -140,7 +141,7 @@ def test_adamw_is_optaxs(small):
 
     from vit_jax.ops.keys import key_for
 
-    objective, params, opt_state = make_objective(config, 10), before.params, reference.init(before.params)
+    objective, params, opt_state = method_of(config).objective(config, 10), before.params, reference.init(before.params)
     for number in range(2):
         batch = jax.tree.map(jnp.asarray, made_up_batch(seed=number))
         key = key_for(0, "train", number)
@@ -181,9 +182,9 @@ def test_batch_must_divide(small):
     with pytest.raises(UserError, match=r"config\.batch"):
         run_steps(small("scratch", accum_steps=3), steps=0)
     with pytest.raises(UserError, match="objective"):
-        make_objective(small("scratch", objective="mea"), 10)
+        method_of(small("scratch", objective="mea"))
     with pytest.raises(UserError, match="labelled"):
-        make_objective(small("scratch"), 0)
+        METHOD.objective(small("scratch"), 0)
 
 
 def test_a_finite_gradient_with_infinite_parameters_is_skipped(small):

@@ -14,9 +14,9 @@ from tests.test_protocols import batches, small_program  # noqa: E402
 from tests.timm_twins import load_timm  # noqa: E402
 from vit_jax import configuration, sharding  # noqa: E402
 from vit_jax.conversion.convert import Weights, write  # noqa: E402
-from vit_jax.models.registry import flat_params  # noqa: E402
 from vit_jax.ops.keys import fold, key_for  # noqa: E402
 from vit_jax.ops.masks import make_mask  # noqa: E402
+from vit_jax.ops.paths import flat_params  # noqa: E402
 from vit_jax.ops.pixels import normalise  # noqa: E402
 from vit_jax.weights import open_weights  # noqa: E402
 

@@ -18,8 +18,8 @@ from vit_jax.data.decoding import UnreadablePicture
 from vit_jax.data.given import records_of
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.features import Form, layer_features
-from vit_jax.models.mae import MAE
-from vit_jax.models.registry import Model, assemble, build
+from vit_jax.methods import method_of
+from vit_jax.methods.building import assemble, build
 from vit_jax.models.vit import ViT
 from vit_jax.ops.pixels import normalise
 from vit_jax.weights import open_weights
@@ -75,7 +75,7 @@ def create(
 class Trained:
     """A model with all it needs to be used: `trained(pictures)` takes what a camera gives."""
 
-    model: Model
+    model: Any
     config: dict[str, Any]
     class_names: tuple[str, ...] | None
     step: int
@@ -112,8 +112,8 @@ class Trained:
 
     @property
     def encoder(self) -> ViT:
-        """The ViT, of a masked autoencoder its encoder."""
-        return self.model.encoder if isinstance(self.model, MAE) else self.model
+        """The backbone: the model itself, of a masked autoencoder its encoder."""
+        return method_of(self.config).backbone(self.model)
 
 
 def load(
@@ -155,7 +155,7 @@ def load(
 
 
 def features(
-    model: Model | Trained,
+    model: Any,
     images: Any,
     layers: Sequence[int] = (-1,),
     form: Form = "tokens",
@@ -163,7 +163,7 @@ def features(
     """Features of inner layers, one array a layer.
 
     Args:
-      model: what `load` or `create` gave; of a masked autoencoder its encoder is used.
+      model: what `load` gave, of a masked autoencoder its encoder is used; or a backbone such as `create` gives.
       images: with what `load` gave, pictures as `Trained.preprocess` takes them; with a model itself, pixels "b H W c".
       layers: blocks from 0, or from the end with -1.
       form: "tokens" (b, tokens, d), "NHWC" (b, rows, columns, d) for dense use, "pooled" (b, d).
@@ -172,14 +172,13 @@ def features(
       UserError: a layer that the model does not have, or another form.
     """
     if isinstance(model, Trained):
-        images, model = model.pixels(images), model.model
+        images, model = model.pixels(images), model.encoder
     elif getattr(images, "ndim", None) != 4:
         raise UserError(
             f'Expected an array of pixels "b H W c" for a model, got {getattr(images, "shape", type(images).__name__)}: '
             "pictures are taken with what `load` gave."
         )
-    encoder = model.encoder if isinstance(model, MAE) else model
     try:
-        return layer_features(encoder, jax.numpy.asarray(images), layers, form)
+        return layer_features(model, jax.numpy.asarray(images), layers, form)
     except ValueError as error:
         raise UserError(str(error)) from error

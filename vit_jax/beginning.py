@@ -9,6 +9,7 @@ import numpy as np
 
 from vit_jax import configuration, sharding
 from vit_jax.contracts import Config
+from vit_jax.methods import method_of
 from vit_jax.ops.paths import flat_params, path_name
 from vit_jax.training.checkpoints import FOLDER, Checkpoints
 from vit_jax.training.step import Program, State
@@ -55,7 +56,7 @@ def with_weights(
     """
     given = given_weights(config)
     if not given:
-        if config["objective"] == "classify" and (config["layer_decay"] or config["train_blocks"] is not None):
+        if method_of(config).labels and (config["layer_decay"] or config["train_blocks"] is not None):
             notes.append(
                 "NOTE: this recipe is for fine-tuning, but no weights are given: training starts from scratch. "
                 "Set config.init_from to a workdir or a file of weights."

@@ -16,13 +16,6 @@ def resize(pp: Config) -> int | None:
     return round(crop / pp["crop_share"])
 
 
-def num_visible(mae: Config, num_patches: int) -> int:
-    """Patches that a masked autoencoder's encoder sees. Rounded: int(100 * (1 - 0.9)) would be 9."""
-    if mae["num_visible"] is not None:
-        return mae["num_visible"]
-    return min(max(1, round(num_patches * (1.0 - mae["mask_ratio"]))), max(num_patches - 1, 1))
-
-
 def total_steps(config: Config, steps_per_epoch: int | float) -> int:
     """Optimiser steps of the run, from exactly one of `total_steps` and `total_epochs`.
 
@@ -58,14 +51,11 @@ def _one_of(name: str, steps: int | None, epochs: int | float | None) -> None:
         )
 
 
-def in_words(config: Config, num_patches: int, steps_per_epoch: int | float) -> list[str]:
+def in_words(config: Config, steps_per_epoch: int | float) -> list[str]:
     """What was worked out, for the run to say."""
-    pp, mae, found = config["pp"], config["mae"], []
+    pp, found = config["pp"], []
     if pp["resize"] is None and pp["crop_share"] is not None:
         found.append(f"pp.resize {resize(pp)} (pp.crop {pp['crop']} is {pp['crop_share']:.4g} of it)")
-    if config["objective"] == "mae" and mae["num_visible"] is None:
-        visible = num_visible(mae, num_patches)
-        found.append(f"mae.num_visible {visible} of {num_patches} (mae.mask_ratio {mae['mask_ratio']:g})")
     if config["total_steps"] is None:
         found.append(f"total_steps {total_steps(config, steps_per_epoch)} (total_epochs {config['total_epochs']:g})")
     if config["warmup_steps"] is None:

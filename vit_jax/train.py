@@ -1,4 +1,4 @@
-"""The one training loop. Read it from top to bottom; the objective decides what is learned, this file never does.
+"""The one training loop. Read it from top to bottom; the method decides what is learned, this file never does.
 
 devices -> data -> model and optimiser -> where we begin -> loop (evaluate? save? draw, step, log?) -> last words
 """
@@ -21,12 +21,12 @@ from vit_jax.data.sources import Source, check_classes, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
 from vit_jax.evaluation.evaluators import make_eval_step
+from vit_jax.methods import method_of
 from vit_jax.models.registry import count_params, pair, vit_config
 from vit_jax.run import Draw, Run
 from vit_jax.training import skipped
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.forecast import cpu_forecast
-from vit_jax.training.objectives import make_objective
 from vit_jax.training.optimizer import print_table, settings_table
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
@@ -93,7 +93,8 @@ def prepare(
     # Data
     watch.waits_for("the data set to be opened", SLOW)
     source, test = _open(config, config["pp"]["train"]), _open(config, config["pp"]["test"])
-    if config["objective"] == "classify" and source.class_names != test.class_names:
+    method = method_of(config)
+    if method.labels and source.class_names != test.class_names:
         raise UserError("Expected the same classes in pp.train and pp.test, they differ: check the folders' names.")
 
     # Given weights bring the fields of their encoder, the size and channels of pictures among them
@@ -103,7 +104,7 @@ def prepare(
     for pictures in (source, test):
         check_channels(pictures[0], preprocess.channels)
         processes.check_same(f"the number of pictures of {pictures.name}", len(pictures), "give each the same data")
-    num_classes = None if config["objective"] == "mae" else check_classes(source)
+    num_classes = check_classes(source) if method.labels else None
     if config["batch"] > len(source):
         raise UserError(
             f"Expected a batch of at most the {len(source)} pictures to train on, got {config['batch']}: lower config.batch."
@@ -112,7 +113,7 @@ def prepare(
     total_steps = derived.total_steps(config, steps_per_epoch)
 
     # Model and optimiser
-    objective = make_objective(config, num_classes)
+    objective = method.objective(config, num_classes)
     schedule = make_schedule(config, total_steps, derived.warmup_steps(config, steps_per_epoch))
     try:
         program = make_program(config, objective, schedule, num_classes, mesh)
@@ -138,7 +139,7 @@ def prepare(
         notes.append(
             f"this run is finished; to train on from what it learned give another --workdir and --config.init_from={workdir}"
         )
-    notes += derived.in_words(config, vit_config(config, None).num_patches, steps_per_epoch)
+    notes += method.in_words(config, vit_config(config, None).num_patches) + derived.in_words(config, steps_per_epoch)
     for line in notes:
         tracker.say(f"  {line}")
     metadata = _metadata(config, source, num_classes)

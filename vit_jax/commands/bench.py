@@ -18,10 +18,10 @@ from vit_jax.data.loader import train_batches, useful_threads
 from vit_jax.data.sources import open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import make_mesh
+from vit_jax.methods import method_of
 from vit_jax.models.registry import count_params, pair
 from vit_jax.planning.chips import chip_of
 from vit_jax.training.flops import count_flops
-from vit_jax.training.objectives import make_objective
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
 
@@ -45,8 +45,9 @@ def run(argv: list[str]) -> int:
 def bench_step(config: Config, num_classes: int, steps: int) -> dict[str, Any]:
     """Milliseconds, pictures a second, compile seconds, memory and FLOPs of the training step, on made-up pictures."""
     mesh = make_mesh(config)
-    objective = make_objective(config, num_classes)
-    program = make_program(config, objective, make_schedule(config, 1000, 10), num_classes, mesh)
+    method = method_of(config)
+    classes = num_classes if method.labels else None
+    program = make_program(config, method.objective(config, classes), make_schedule(config, 1000, 10), classes, mesh)
     rng = np.random.default_rng(0)
     shape = (config["batch"], *pair(config["pp"]["crop"]), config["pp"]["channels"])
     host = Batch(

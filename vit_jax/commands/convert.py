@@ -15,9 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -26,11 +24,10 @@ from vit_jax import configuration
 from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.contracts import UserError
-from vit_jax.conversion.convert import FORMATS, Weights, refit, rounded, write
-from vit_jax.models.mae import MAE
-from vit_jax.models.registry import assemble, pair
-from vit_jax.models.vit import ViT
-from vit_jax.ops.masks import make_mask
+from vit_jax.conversion.convert import FORMATS, Weights, hidden_in_files, refit, rounded, write
+from vit_jax.methods import method_of
+from vit_jax.methods.building import assemble
+from vit_jax.models.registry import pair
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.weights import open_weights
 
@@ -68,7 +65,7 @@ def run(argv: list[str]) -> int:
                     for path, value in weights.params.items()
                 }
                 weights = weights._replace(params=params, notes=(*weights.notes, "numbers rounded to bfloat16"))
-        back, _ = open_weights(place, **({} if args.to in ("native", "hf") else given | _heads(weights)))
+        back, _ = open_weights(place, **({} if args.to in ("native", "hf") else given | hidden_in_files(weights)))
         lines = report(weights, back, args.source, str(destination), args.to, bool(args.any_numbers))
     for line in lines:
         print(line)
@@ -148,19 +145,6 @@ def report(weights: Weights, back: Weights, source: str, destination: str, to: s
     return lines
 
 
-def _heads(weights: Weights) -> dict[str, Any]:
-    """What a file cannot show, to read it back."""
-    config = weights.config
-    known: dict[str, Any] = {
-        "num_heads": config["model"]["transformer"]["num_heads"],
-        "stored_size": pair(config["pp"]["crop"]),
-    }
-    if config["objective"] == "mae":
-        known["decoder_num_heads"] = config["mae"]["decoder"]["num_heads"]
-        known["normalised_target"] = config["mae"]["normalised_target"]
-    return known
-
-
 def largest_difference(here: Sequence[np.ndarray], there: Sequence[np.ndarray]) -> float:
     """The largest difference, relative to the largest number of its array here; NaN where a number is not finite.
 
@@ -176,24 +160,14 @@ def largest_difference(here: Sequence[np.ndarray], there: Sequence[np.ndarray]) 
 
 
 def outputs(weights: Weights) -> list[np.ndarray]:
-    """Of one random picture: encoded tokens, and logits or a MAE's predictions under a fixed mask.
+    """Of one random picture: encoded tokens, and what the whole model gives (logits, predictions under a fixed mask).
 
     The tokens are there because a head of zeros hides all before it.
     """
     config = weights.config | {"compute_dtype": "float32"}
-    model = assemble(config, weights.num_classes, weights.params)
-    encoder = model.encoder if isinstance(model, MAE) else model
-    size = (1, *encoder.cfg.image_size, encoder.cfg.channels)
+    method, model = method_of(config), assemble(config, weights.num_classes, weights.params)
+    cfg = method.backbone(model).cfg
+    size = (1, *cfg.image_size, cfg.channels)
     picture = jnp.asarray(np.random.default_rng(0).standard_normal(size), jnp.float32)
-    if isinstance(model, MAE):
-        mask = make_mask("random", jax.random.split(jax.random.key(0), 1), encoder.cfg.grid, model.cfg.num_visible)
-        found = nnx.jit(lambda model: (model.encoder.features(picture), model(picture, mask)))(model)
-    else:
-        found = nnx.jit(lambda model: through(model, picture))(model)
+    found = nnx.jit(lambda model: (method.backbone(model).features(picture), method.outputs(model, picture)))(model)
     return [np.asarray(part) for part in found]
-
-
-def through(model: ViT, picture: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(tokens, logits)."""
-    tokens = model.features(picture)
-    return tokens, model.head(model.pool(tokens))

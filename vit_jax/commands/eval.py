@@ -14,8 +14,7 @@ from vit_jax.data.loader import eval_batches
 from vit_jax.data.sources import open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
-from vit_jax.models.vit import ViT
-from vit_jax.training.objectives import make_objective
+from vit_jax.methods import method_of
 
 
 def run(argv: list[str]) -> int:
@@ -36,7 +35,7 @@ def run(argv: list[str]) -> int:
         tfds_data_dir=config["tfds_data_dir"],
         seed=config["seed"],
     )
-    classes = trained.model.cfg.num_classes if isinstance(trained.model, ViT) else None
+    method, classes = method_of(config), trained.encoder.cfg.num_classes
     found = len(source.class_names or ())
     if classes and not trained.class_names and found != classes:
         raise UserError(f"Expected pictures of {classes} classes, {source.name} has {found}: give another --dataset.")
@@ -47,7 +46,7 @@ def run(argv: list[str]) -> int:
         )
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     graph, params = nnx.split(trained.model)
-    objective = make_objective(config, classes)
+    objective = method.objective(config, classes)
     step = make_eval_step(objective, graph, None, mesh)
     batch = args.batch or config["batch_eval"]
     metrics = evaluate(step, params, eval_batches(source, Preprocess.from_config(config["pp"]), batch=batch), mesh)

@@ -23,11 +23,8 @@ from vit_jax.data.given import records_of
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import use_compilation_cache
 from vit_jax.evaluation.attention import attention, mean_distances, rollout, to_patches
-from vit_jax.evaluation.reconstructions import reconstruct
-from vit_jax.models.mae import MAE
+from vit_jax.methods import method_of
 from vit_jax.models.vit import ViT, positions_table
-from vit_jax.ops.keys import key_for
-from vit_jax.ops.masks import make_mask
 from vit_jax.ops.pixels import normalise
 from vit_jax.visualisation import attention_maps, positions, reconstructions
 
@@ -67,8 +64,7 @@ def run(argv: list[str]) -> int:
         return attention_maps.draw([photo / 255.0 for photo in photos], maps, titles, own_size=own_size)
 
     drawn = [*looking(trained.encoder, pixels, layers, heads, over_pictures, out), *first_layer(trained, out)]
-    if isinstance(trained.model, MAE):
-        drawn += ratios(trained, args.pictures, out)
+    drawn += ratios(trained, crops, out)
     for path in drawn:
         print(path)
     return 0
@@ -123,19 +119,17 @@ def first_layer(trained: Trained, out: Path) -> list[Path]:
     return drawn
 
 
-def ratios(trained: Trained, pictures: list[str], out: Path) -> list[Path]:
-    """Reconstructions with more and more hidden."""
-    model, pp, drawn = trained.model, trained.config["pp"], []
-    assert isinstance(model, MAE)
-    images = jnp.asarray(trained.preprocess(pictures))
-    grid = model.cfg.encoder.grid
+def ratios(trained: Trained, crops: np.ndarray, out: Path) -> list[Path]:
+    """Reconstructions with more and more hidden, of a method that has a mask ratio and something to show."""
+    config, name, drawn = trained.config, trained.config["objective"], []
+    picture = method_of(config).picture
+    if picture is None or "mask_ratio" not in config.get(name, {}):
+        return []
     for ratio in RATIOS:
-        visible = max(1, round((1.0 - ratio) * grid[0] * grid[1]))
-        mask = make_mask("random", jax.random.split(key_for(0, "figures"), len(images)), grid, visible)
-        found = reconstruct(model, images, pp["mean"], pp["std"], mask=mask)
-        drawn.append(out / f"reconstructions_{round(100 * ratio)}.png")
-        figure = reconstructions.draw(
-            found[:4], found.visible, true_statistics=found.true_statistics, max_rows=len(images)
+        section = (
+            config[name] | {"mask_ratio": ratio} | ({"num_visible": None} if "num_visible" in config[name] else {})
         )
-        save(figure, drawn[-1])
+        found = picture(trained.model, jnp.asarray(crops), config | {name: section | {"mask": "random"}})
+        drawn.append(out / f"reconstructions_{round(100 * ratio)}.png")
+        save(reconstructions.draw(found.columns, found.note, max_rows=len(crops)), drawn[-1])
     return drawn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.run_figures import save
 from vit_jax.contracts import UserError
-from vit_jax.evaluation.reconstructions import reconstruct
-from vit_jax.models.mae import MAE
+from vit_jax.methods import method_of
 from vit_jax.visualisation import reconstructions
 
 MOST = 32  # rows of one figure
@@ -33,24 +31,22 @@ def run(argv: list[str]) -> int:
     if Path(args.out).suffix.lower() != ".png":
         raise UserError(f"Expected a file name ending in .png, got {args.out!r}: change --out.")
     trained = load(args.workdir, **given_of(args))
-    if not isinstance(trained.model, MAE):
-        raise UserError(f"Expected a masked autoencoder, {args.workdir} holds a classifier: use `vit-jax predict`.")
-    changes = {name: value for name in ("num_visible", "mask") if (value := getattr(args, name)) is not None}
+    picture, name = method_of(trained.config).picture, trained.config["objective"]
+    if picture is None:
+        raise UserError(
+            f"Expected a run that fills in pictures, {args.workdir} was trained with objective {name!r}, which shows none: "
+            "use `vit-jax predict`."
+        )
+    given = {field: value for field in ("num_visible", "mask") if (value := getattr(args, field)) is not None}
+    if foreign := sorted(set(given) - set(trained.config.get(name, {}))):
+        raise UserError(f"Expected no --{foreign[0].replace('_', '-')} with objective {name!r}: leave it out.")
+    config = trained.config | ({name: trained.config[name] | given} if given else {})
     try:
-        trained.model.cfg = dataclasses.replace(trained.model.cfg, **changes)
+        found = picture(trained.model, jnp.asarray(trained.preprocess(args.pictures)), config, seed=args.seed)
     except ValueError as error:
-        raise UserError(str(error).replace("mae.num_visible", "--num-visible")) from error
-    pp = trained.config["pp"]
-    found = reconstruct(
-        trained.model, jnp.asarray(trained.preprocess(args.pictures)), pp["mean"], pp["std"], seed=args.seed
-    )
-    save(
-        reconstructions.draw(found[:4], found.visible, true_statistics=found.true_statistics, max_rows=MOST),
-        Path(args.out),
-    )
-    kind = "per-patch normalised pixels" if found.true_statistics else "pixels"
-    note = " (drawn with each true patch's mean and deviation)" if found.true_statistics else ""
+        raise UserError(str(error).replace(f"{name}.num_visible", "--num-visible")) from error
+    save(reconstructions.draw(found.columns, found.note, max_rows=MOST), Path(args.out))
     count = len(args.pictures)
     drawn = f"{count} pictures" if count <= MOST else f"the first {MOST} of {count} pictures"
-    print(f"{args.out}: {drawn}, step {trained.step}; the model predicts {kind}{note}")
+    print(f"{args.out}: {drawn}, step {trained.step}; {found.note}")
     return 0

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from vit_jax.contracts import Batch, Config, UserError, first_line
-from vit_jax.evaluation.reconstructions import reconstruct
-from vit_jax.models.mae import MAE
+from vit_jax.methods import method_of
 from vit_jax.training.tracker import read_metrics
 from vit_jax.visualisation import curves, reconstructions
 
@@ -33,20 +32,19 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw_run(workdir: Path, config: Config, model: Any, batch: Batch) -> None:
-    """Curves of any run; reconstructions of `batch`, a few pictures, where it is a masked autoencoder's."""
+    """Curves of any run; reconstructions of `batch`, a few pictures, where its method has any to show."""
     rows = read_metrics(workdir)
     if any(row["kind"] == "train" for row in rows):
         save(curves.draw(rows, trained_under(config)), workdir / "figures" / "curves.png")
-    if isinstance(model, MAE) and len(batch.image):
-        pp = config["pp"]
-        found = reconstruct(model, jnp.asarray(batch.image), pp["mean"], pp["std"])
-        figure = reconstructions.draw(found[:4], found.visible, true_statistics=found.true_statistics)
-        save(figure, workdir / "figures" / "reconstructions.png")
+    picture = method_of(config).picture
+    if picture is not None and len(batch.image):
+        found = picture(model, jnp.asarray(batch.image), config)
+        save(reconstructions.draw(*found), workdir / "figures" / "reconstructions.png")
 
 
 def trained_under(config: Config) -> dict[str, str]:
     """What makes training metrics another number than the tests' of the same name: mixed pictures, smoothed targets."""
-    if config["objective"] != "classify":
+    if not method_of(config).labels:
         return {}
     mixed = [name for name in ("mixup", "cutmix") if config[name]]
     smoothed = ["smoothing"] if config["label_smoothing"] else []

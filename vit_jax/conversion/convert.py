@@ -19,7 +19,8 @@ from vit_jax.conversion.fetching import fetch
 from vit_jax.conversion.files import open_archive, write_tensors
 from vit_jax.conversion.rules import Fixed, Rule, Shape, to_ours, to_theirs
 from vit_jax.conversion.told import Told
-from vit_jax.models.registry import build, pair, vit_config
+from vit_jax.methods.building import build
+from vit_jax.models.registry import pair, vit_config
 from vit_jax.ops.paths import flat_params
 from vit_jax.ops.positions import Resampling, resample_table
 
@@ -179,6 +180,19 @@ def write(weights: Weights, path: str | Path, to: str, *, dtype: str = "float32"
     tensors = to_theirs(weights.params, table)
     write_tensors(path, rounded(tensors, dtype), wrapped=to == "mae")
     return sorted(tensors)
+
+
+def hidden_in_files(weights: Weights) -> dict[str, Any]:
+    """What a file cannot show, to read back what was written: some of GIVEN."""
+    config = weights.config
+    known: dict[str, Any] = {
+        "num_heads": config["model"]["transformer"]["num_heads"],
+        "stored_size": pair(config["pp"]["crop"]),
+    }
+    if config["objective"] == "mae":
+        known["decoder_num_heads"] = config["mae"]["decoder"]["num_heads"]
+        known["normalised_target"] = config["mae"]["normalised_target"]
+    return known
 
 
 def rounded(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:

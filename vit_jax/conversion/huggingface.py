@@ -16,7 +16,8 @@ from vit_jax.conversion.files import Archive
 from vit_jax.conversion.rules import BATCHED, SAME, TORCH_QKV, TORCH_QKV_BIAS, Fixed, Rule, linear, norm, torch_patches
 from vit_jax.conversion.timm import decoder_positions, renamed
 from vit_jax.conversion.told import MOST_HEADS, MOST_PIXELS, SMALLEST_STD, Told
-from vit_jax.models.registry import mae_config, vit_config
+from vit_jax.methods.mae import mae_config
+from vit_jax.models.registry import vit_config
 from vit_jax.models.vit import positions_table
 
 PATCHES = "embeddings.patch_embeddings.projection.weight"

@@ -19,7 +19,8 @@ from vit_jax.conversion.files import Archive
 from vit_jax.conversion.rules import BATCHED, FLAT, SAME, Fixed, Rule, linear, norm, torch_patches, transposed
 from vit_jax.conversion.tensors import Tensor
 from vit_jax.conversion.told import MOST_HEADS, SMALLEST_STD, Told
-from vit_jax.models.registry import mae_config, vit_config
+from vit_jax.methods.mae import mae_config
+from vit_jax.models.registry import vit_config
 from vit_jax.models.vit import positions_table
 
 

@@ -20,7 +20,7 @@ EvalStep = Callable[[Any, Batch, Any], dict[str, Mean]]
 
 
 def make_eval_step(objective: Any, graph: Any, params_layout: Any, mesh: Mesh) -> EvalStep:
-    """One jitted batch: loss, metrics of `objective` (training.objectives.Objective) and `examples` as sums and counts.
+    """One jitted batch: loss, metrics of `objective` (methods.method.Objective) and `examples` as sums and counts.
 
     Masks come from the batch's number alone, so every evaluation of a run sees the same ones.
     """

@@ -1,26 +1,19 @@
-"""From a configuration (the ConfigDict of configs/) to a model, and from a model to its parameters by path."""
+"""From a configuration (the ConfigDict of configs/) to what a backbone is built from."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit_jax import derived
-from vit_jax.contracts import Config, UserError
+from vit_jax.contracts import Config
 from vit_jax.models.layers import TransformerConfig
-from vit_jax.models.mae import MAE, MAEConfig
 from vit_jax.models.resnet import ResNetConfig
-from vit_jax.models.vit import ViT, ViTConfig
-from vit_jax.ops.keys import key_for
-from vit_jax.ops.paths import flat_params, path_name
-
-Model = ViT | MAE
+from vit_jax.models.vit import ViTConfig
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -29,7 +22,8 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _transformer(config: Config, section: Config, width: int) -> TransformerConfig:
+def transformer_config(config: Config, section: Config, width: int) -> TransformerConfig:
+    """A stack of blocks with the sizes of `section`, which is `config.model.transformer` or a method's own."""
     model = config["model"]
     return TransformerConfig(
         hidden_size=width,
@@ -78,7 +72,7 @@ def vit_config(config: Config, num_classes: int | None) -> ViTConfig:
         dist_token=model["dist_token"],
         dist_head=model["dist_head"],
         cls_position=model["cls_position"],
-        transformer=_transformer(config, model["transformer"], width),
+        transformer=transformer_config(config, model["transformer"], width),
         image_size=pair(config["pp"]["crop"]),
         patch_size=pair(model["patches"]["size"]),
         channels=config["pp"]["channels"],
@@ -96,38 +90,6 @@ def vit_config(config: Config, num_classes: int | None) -> ViTConfig:
         head_std=model["head_std"],
         head_bias=model["head_bias"],
     )
-
-
-def mae_config(config: Config) -> MAEConfig:
-    """The masked autoencoder that a configuration describes."""
-    mae, encoder = config["mae"], vit_config(config, num_classes=None)
-    return MAEConfig(
-        encoder=encoder,
-        decoder=_transformer(config, mae["decoder"], mae["decoder"]["hidden_size"]),
-        num_visible=derived.num_visible(mae, encoder.num_patches),
-        mask=mae["mask"],
-        normalised_target=mae["normalised_target"],
-    )
-
-
-def build(config: Config, num_classes: int | None, seed: Any = 0) -> Model:
-    """A freshly initialised model for `config["objective"]`."""
-    rngs = nnx.Rngs(params=key_for(seed, "params"))
-    if config["objective"] == "mae":
-        return MAE(mae_config(config), rngs=rngs)
-    return ViT(vit_config(config, num_classes), rngs=rngs)
-
-
-def assemble(config: Config, num_classes: int | None, params: Mapping[str, np.ndarray]) -> Model:
-    """A model of `config` with these parameters by path, every one of them."""
-    graph, shapes = nnx.split(jax.eval_shape(lambda: build(config, num_classes)))
-    expected = {path: leaf.shape for path, leaf in flat_params(shapes).items()}
-    given = {path: leaf.shape for path, leaf in params.items()}
-    if expected != given:
-        wrong = sorted(path for path in expected.keys() | given.keys() if expected.get(path) != given.get(path))
-        raise UserError(f"Expected parameters of this configuration, these differ: {wrong[:8]} ({len(wrong)} in all).")
-    filled = jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(params[path_name(path)]), shapes)
-    return nnx.merge(graph, filled)
 
 
 def count_params(model_or_params: Any) -> int:

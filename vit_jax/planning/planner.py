@@ -14,11 +14,11 @@ import numpy as np
 from vit_jax import derived, sharding
 from vit_jax.contracts import Batch, Config, first_line
 from vit_jax.devices import make_mesh
+from vit_jax.methods import method_of
 from vit_jax.models.registry import count_params, pair
 from vit_jax.planning.chips import Chip, chip_of, memory_of
 from vit_jax.planning.hlo import KINDS, Program
 from vit_jax.training.flops import count_flops
-from vit_jax.training.objectives import make_objective
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import SEED, make_program
 
@@ -66,8 +66,10 @@ def make_plan(config: Config, num_classes: int, devices: list[Any]) -> Plan:
       UserError: a config or mesh that cannot be built.
     """
     mesh = make_mesh(config, devices)
-    objective, classes = make_objective(config, num_classes), None if config["objective"] == "mae" else num_classes
-    program = make_program(config, objective, make_schedule(config, 1000, 0), classes, mesh)
+    method, classes = method_of(config), None
+    if method.labels:
+        classes = num_classes
+    program = make_program(config, method.objective(config, classes), make_schedule(config, 1000, 0), classes, mesh)
     batch = _abstract_batch(config)
     began = time.perf_counter()
     compiled, refusal = None, ""
@@ -120,7 +122,8 @@ def _model_flops(config: Config, num_classes: int | None, mesh: Any, traced: int
         return traced
     plain: Any = copy.deepcopy(config)
     plain.remat = "none"
-    program = make_program(plain, make_objective(plain, num_classes), lambda step: jnp.float32(0), num_classes, mesh)
+    objective = method_of(plain).objective(plain, num_classes)
+    program = make_program(plain, objective, lambda step: jnp.float32(0), num_classes, mesh)
     return count_flops(program.step, program.abstract, batch, SEED)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vit_jax.contracts import Batch, Config
+from vit_jax.methods import method_of
 from vit_jax.models.registry import pair
 from vit_jax.training.flops import count_flops
 from vit_jax.training.step import SEED, Program
@@ -46,6 +47,6 @@ def in_words(hours: float) -> str:
 
 def quicker(config: Config) -> str:
     """What to try instead, for a folder of labelled pictures."""
-    if config["objective"] != "classify" or not Path(config["dataset"]).is_dir():
+    if not method_of(config).labels or not Path(config["dataset"]).is_dir():
         return ""
     return f"; --config=folder.py:quick,{config['dataset']} gives a classifier in a quarter of an hour"

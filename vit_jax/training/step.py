@@ -14,11 +14,11 @@ from jaxtyping import Array, Float, Int
 
 from vit_jax import sharding
 from vit_jax.contracts import Batch, Config, UserError
-from vit_jax.models.registry import build
+from vit_jax.methods.building import build
+from vit_jax.methods.method import Objective
 from vit_jax.ops.keys import key_for
 from vit_jax.ops.means import Mean, merge_all
 from vit_jax.ops.paths import flat_params, path_name
-from vit_jax.training.objectives import Objective
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.schedules import Schedule
 

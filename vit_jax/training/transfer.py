@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax.contracts import Config, UserError
+from vit_jax.methods import method_of
 from vit_jax.models.registry import vit_config
 from vit_jax.ops.positions import Resampling, resample_table
 
-# What a new task brings itself. Sin-cos positions come from their formula where the source kept none.
-FRESH = r"^(head_out/|head_dist/|head_norm/|pre_logits/|positions$|decoder|mask_token$|predict/)"
+# What a new task brings itself, beside what its method adds to the backbone. Sin-cos positions come from their formula
+# where the source kept none.
+FRESH = r"^(head_out/|head_dist/|head_norm/|pre_logits/|positions$)"
 # What decides an encoder's parameters and what it computes from a picture; it comes with the weights.
 ENCODER = (
     "model.patches.size", "model.resnet.num_layers", "model.resnet.width_factor", "model.hidden_size",
@@ -95,7 +97,7 @@ def transfer(
     config: Config,
     resampling: Resampling = "bicubic",
 ) -> Transfer:
-    """Match the source's parameters to the target's by path, "encoder/" before a path coming and going.
+    """Match the parameters of the source's backbone to the target's, and what a method adds to what the same one added.
 
     A position table for another grid is resampled as the source's own code does it (`resampling`).
 
@@ -106,13 +108,15 @@ def transfer(
     fresh: list[str] = []
     wrong: list[str] = []
     used: set[str] = set()
+    ours, theirs = method_of(config).prefix, method_of(source_config).prefix
     for path, shape in target_shapes.items():
-        bare = path.removeprefix("encoder/")
-        name = next((key for key in (path, bare, f"encoder/{bare}") if key in source), None)
+        bare = path.removeprefix(ours)
+        name = next((key for key in (path, theirs + bare) if key in source), None)
+        new = not path.startswith(ours) or re.match(FRESH, bare) is not None
         if bare.startswith("norm/") and _pooled_norm(config) != _pooled_norm(source_config):
             fresh.append(path)  # the norm after pooling (fc_norm) is another layer than the final norm
-        elif name is None or (re.match(FRESH, bare) and source[name].shape != shape and bare != "positions"):
-            (fresh if re.match(FRESH, bare) else wrong).append(path)
+        elif name is None or (new and source[name].shape != shape and bare != "positions"):
+            (fresh if new else wrong).append(path)
         else:
             value = source[name]
             if bare == "positions":
@@ -133,4 +137,4 @@ def transfer(
 
 
 def _pooled_norm(config: Config) -> bool:
-    return config["objective"] != "mae" and config["model"]["norm_after_pool"]
+    return method_of(config).labels and config["model"]["norm_after_pool"]

@@ -1,0 +1,69 @@
+"""What a method is: a value of one type, which the loop, the commands and the plans ask, whatever its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from vit_jax.contracts import Config
+from vit_jax.ops.means import Mean
+
+Inputs = dict[str, Any]  # arrays with a leading "b"
+Means = dict[str, Mean]  # per example: total and count of shape "b"
+
+
+class Objective(NamedTuple):
+    """What is learned, in two halves.
+
+    `prepare(Batch on the device, key, train) -> inputs` sees the whole batch once: pixels to floats, mixing, masks, whatever
+    needs neighbours or must not depend on micro-batches. `losses(model, inputs, keys, train) -> (loss, metrics)` sees any
+    slice of that and gives one (total, count) an example, so slices add up to the full batch exactly.
+    """
+
+    prepare: Callable[[Any, Key[Array, ""], bool], Inputs]
+    losses: Callable[[Any, Inputs, Key[Array, " b"] | None, bool], tuple[Mean, Means]]
+
+
+class Drawing(NamedTuple):
+    """What there is to see of pictures: columns by title, floats in [0, 1], a row a picture, and a note below them."""
+
+    columns: Mapping[str, Float[np.ndarray, "b H W c"]]
+    note: str
+
+
+# (model, uint8 pictures, config, *, seed) -> Drawing. `seed` decides masks; the fields of the method's own section are read
+# from the config, so that others than those of training can be looked at.
+Draw = Callable[..., Drawing]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to train. Each file of this room ends in one."""
+
+    build: Callable[
+        [Config, int | None, nnx.Rngs], Any
+    ]  # (config, classes, rngs) -> the backbone and what is added to it
+    objective: Callable[[Config, int | None], Objective]  # of (config, classes)
+    outputs: Callable[
+        [Any, Float[Array, "b H W c"]], Array
+    ]  # of (model, pixels), nothing random: to compare two models by
+    labels: bool = False  # whether it learns from classes; classes are None otherwise
+    backbone_at: str = ""  # attribute of the model, and first step of its parameters' paths; "": the model itself
+    in_words: Callable[[Config, int], list[str]] = (
+        lambda config, num_patches: []
+    )  # of what was derived from other fields
+    picture: Draw | None = None  # None: there is nothing to see
+
+    def backbone(self, model: Any) -> Any:
+        """What transfers, is probed, embedded, looked into and exported."""
+        return getattr(model, self.backbone_at) if self.backbone_at else model
+
+    @property
+    def prefix(self) -> str:
+        """Of the backbone's parameters in the paths of the model's."""
+        return f"{self.backbone_at}/" if self.backbone_at else ""
