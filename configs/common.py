@@ -1,11 +1,16 @@
-"""Every field there is: its default, what it may hold, what it means. A config starts from here and may set nothing else.
+"""Every field but a method's own: its default, what it may hold, what it means. A config starts from here.
 
 Names are those of Google's ViT code (google-research/vision_transformer, vit_jax/configs/common.py) where it has them.
-`vit-jax train --config=FILE:ARG --fields` prints this table with the values of a recipe.
+A method's own fields are FIELDS of the recipe of its name (mae.py), and nothing else may be set.
+`vit-jax train --config=FILE:ARG --fields` prints the whole table with the values of a recipe.
 """
 
 from __future__ import annotations
 
+import importlib
+import pathlib
+from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -131,15 +136,6 @@ MODEL = {
     "model.head_bias": Field(0.0, number(usual=(-20, 20)), "the head's initial bias"),
 }  # fmt: skip
 
-MAE = {
-    "mae.mask_ratio": Field(0.75, number(above=0, below=1), "share of the patches hidden"),
-    "mae.num_visible": Field(None, optional(whole(1)), "patches that stay visible; None: from mae.mask_ratio and the grid"),
-    "mae.mask": Field("random", one_of("random", "block", "grid"), "how hidden patches are chosen"),
-    "mae.normalised_target": Field(True, flag(), "per-patch normalised pixels"),
-    "mae.decoder.hidden_size": Field(512, whole(1, 1_000_000), "width of the decoder's tokens"),
-    **{f"mae.decoder.{name}": field for name, field in transformer_fields(8, 16, 2048).items()},
-}  # fmt: skip
-
 COMPUTE = {
     "compute_dtype": Field(
         "bfloat16", one_of("bfloat16", "float32"), "of activations; parameters, norms, softmax and losses stay float32"
@@ -227,18 +223,19 @@ RUN = {
 
 FIELDS: dict[str, Field] = {
     "seed": Field(0, whole(0, 2**31 - 1), "initial parameters, order, augmentation and masks follow from it"),
-    "objective": Field("classify", one_of("classify", "mae"), "what is learned"),
-    **DATA, **PICTURES, **MODEL, **MAE, **COMPUTE, **OPTIMISER, **LOSS, **RUN,
+    "objective": Field(
+        "classify", text("a method of vit_jax/methods, or package.module:NAME", r"\w+|[\w.]+:\w+"),
+        "what is learned; a method's own fields are in the section of its name",
+    ),
+    **DATA, **PICTURES, **MODEL, **COMPUTE, **OPTIMISER, **LOSS, **RUN,
 }  # fmt: skip
 
 
-def section(prefix: str = "") -> ml_collections.ConfigDict:
-    """The fields whose names begin with `prefix`, with their defaults."""
+def section(fields: Mapping[str, Field]) -> ml_collections.ConfigDict:
+    """Fields with their defaults."""
     config = ml_collections.ConfigDict()
-    for name, field in FIELDS.items():
-        if not name.startswith(prefix):
-            continue
-        *sections, last = name.removeprefix(prefix).split(".")
+    for name, field in fields.items():
+        *sections, last = name.split(".")
         place = config
         for inner in sections:
             if inner not in place:
@@ -252,9 +249,34 @@ def section(prefix: str = "") -> ml_collections.ConfigDict:
 
 def get_config() -> ml_collections.ConfigDict:
     """The defaults: plain supervised training of a ViT-B/16."""
-    return section().lock()
+    return section(FIELDS).lock()
+
+
+def choose(config: ml_collections.ConfigDict, objective: str, fields: Mapping[str, Field] | None = None) -> None:
+    """Set `config.objective`, and give `config` that method's own section, with its defaults, in place of another's."""
+    general = {name.partition(".")[0] for name in FIELDS}
+    with config.unlocked():
+        for name in [name for name in config if name not in general]:
+            del config[name]
+        config.update(section(fields or {}))
+        config.objective = objective
+
+
+def pretraining(method: str) -> ModuleType:
+    """The recipe of a method that pre-trains: FIELDS, and what digits.py (DIGITS) and folder.py (FOLDER) set for it.
+
+    Raises:
+      ValueError: no such recipe; the error lists those there are.
+    """
+    found = {}
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        if "\nFOLDER = {" in path.read_text():
+            found[path.stem] = path
+    if method not in found:
+        raise ValueError(f"Expected a method of {', '.join(found)} to pre-train by, got {method!r}.")
+    return importlib.import_module(f"configs.{method}")
 
 
 def model_defaults() -> ml_collections.ConfigDict:
     """ViT-B/16 as Google's."""
-    return section("model.")
+    return section({name.removeprefix("model."): field for name, field in MODEL.items()})

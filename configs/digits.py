@@ -1,7 +1,7 @@
 """Everything on 1,797 real 8x8 handwritten digits, in minutes on a CPU: the demo's recipes.
 
     python -m vit_jax.main --workdir=runs/digits --config=configs/digits.py:scratch
-    arguments: pretrain (MAE, no labels), finetune (set --config.init_from), scratch
+    arguments: pretrain (no labels; by MAE, or pretrain,METHOD), finetune (set --config.init_from), scratch
 
 Data: scikit-learn's copy of the UCI optical digits, embedded: nothing is downloaded. Cost and result: measured by
 `make demo`, see docs/results.md.
@@ -14,10 +14,13 @@ from configs import common
 STAGES = ("pretrain", "finetune", "scratch")
 
 
-def get_config(stage: str = "scratch"):
+def get_config(stage_and_method: str = "scratch"):
     """One stage of the small study."""
-    if stage not in STAGES:
-        raise ValueError(f"Expected digits.py:{{{','.join(STAGES)}}}, got {stage!r}.")
+    stage, comma, method = stage_and_method.partition(",")
+    if stage not in STAGES or (comma and (not method or stage != "pretrain")):
+        raise ValueError(
+            f"Expected digits.py:{{{','.join(STAGES)}}} or digits.py:pretrain,METHOD, got {stage_and_method!r}."
+        )
     config = common.get_config()
     config.dataset = "digits"
     config.compute_dtype, config.unroll = "float32", 4
@@ -29,21 +32,16 @@ def get_config(stage: str = "scratch"):
     config.model.update({"init": "mae", "cls_token": True, "positions": "sincos2d_mae", "classifier": "gap"})
     config.model.transformer.update({"num_layers": 4, "num_heads": 4, "mlp_dim": 256})
     config.model.norm_after_pool = True
-    config.mae.num_visible = 6  # of 16
-    config.mae.normalised_target = False  # four pixels a patch leave little to normalise by
-    config.mae.decoder.update({"hidden_size": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 128})
     config.optim, config.optim_dtype, config.b2 = "adamw", "float32", 0.95
     config.weight_decay = 0.05
     config.weight_decay_rules = (("(bias|scale)$", 0.0), ("", 1.0))
     config.batch_eval = 360
     config.progress_every = 25
     if stage == "pretrain":
-        config.objective = "mae"
         config.model.norm_after_pool = False
-        config.model.train_positions = False
-        config.batch, config.base_lr = 128, 2e-3
-        config.total_steps, config.warmup_steps = 800, 80
-        config.eval_every = config.checkpoint_every = 400
+        recipe = common.pretraining(method or "mae")
+        common.choose(config, method or "mae", recipe.FIELDS)
+        config.update_from_flattened_dict(recipe.DIGITS)
     else:
         config.pp.train = "train[:100]"  # few labels: that is what pre-training is for
         config.batch, config.base_lr = 50, 4e-3

@@ -2,7 +2,7 @@
 
     vit-jax train --workdir=runs/mine --config=folder.py:quick,FOLDER
     vit-jax train --workdir=runs/mine --config=folder.py:scratch,FOLDER
-    vit-jax train --workdir=runs/mine-mae --config=folder.py:pretrain,FOLDER
+    vit-jax train --workdir=runs/mine-mae --config=folder.py:pretrain,FOLDER         # by MAE; or pretrain,FOLDER,METHOD
     vit-jax train --workdir=runs/mine --config=folder.py:finetune,FOLDER --config.init_from=runs/mine-mae
 
 FOLDER holds {train,test}/class/*.jpg, class/*.jpg or (to pre-train) *.jpg; or it is what `vit-jax prepare` wrote.
@@ -53,8 +53,11 @@ STRENGTHS = {
 
 
 def get_config(stage_and_folder: str = "scratch,."):
-    """`STAGE,FOLDER`."""
+    """`STAGE,FOLDER`, or `pretrain,FOLDER,METHOD`."""
     stage, _, folder = stage_and_folder.partition(",")
+    method = "mae"
+    if stage == "pretrain" and not pathlib.Path(folder).expanduser().is_dir() and "," in folder:
+        folder, _, method = folder.rpartition(",")
     if stage not in STAGES or not folder:
         raise ValueError(f"Expected folder.py:{{{','.join(STAGES)}}},FOLDER, got {stage_and_folder!r}.")
     count, side = look_at(training_part(folder))
@@ -73,10 +76,9 @@ def get_config(stage_and_folder: str = "scratch,."):
     config.model.update({"init": "mae", "cls_token": True, "classifier": "gap", "positions": "sincos2d_mae"})
     config.batch_eval = config.batch
     if stage == "pretrain":
-        config.objective = "mae"
-        config.model.train_positions = False
-        config.pp.crop_area = (0.2, 1.0)
-        config.b2, config.base_lr = 0.95, 6e-4
+        recipe = common.pretraining(method)
+        common.choose(config, method, recipe.FIELDS)
+        config.update_from_flattened_dict(recipe.FOLDER)
         config.total_epochs = epochs(count, 400)
     else:
         config.model.update({"norm_after_pool": True, "head_std": 2e-5})
@@ -94,7 +96,6 @@ def _vit(config, count: int, side: int) -> None:
     config.pp.crop, config.pp.crop_share = size, None if size < 64 else 224 / 256
     config.batch, config.lr_scaling = batch_for(count, 256), 256
     config.total_epochs = epochs(count, 100)
-    config.mae.decoder.update({"hidden_size": 128, "num_layers": 4, "num_heads": 4, "mlp_dim": 512})
 
 
 def _quick(config, count: int, side: int) -> None:

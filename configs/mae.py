@@ -10,7 +10,30 @@ Models: b16, l16, h14. Expected with mae_finetune.py after 1600 epochs: B 83.6, 
 from __future__ import annotations
 
 from configs import common, models
+from configs.common import Field, transformer_fields
+from configs.kinds import flag, number, one_of, optional, whole
 
+FIELDS = {
+    "mae.mask_ratio": Field(0.75, number(above=0, below=1), "share of the patches hidden"),
+    "mae.num_visible": Field(None, optional(whole(1)), "patches that stay visible; None: from mae.mask_ratio and the grid"),
+    "mae.mask": Field("random", one_of("random", "block", "grid"), "how hidden patches are chosen"),
+    "mae.normalised_target": Field(True, flag(), "per-patch normalised pixels"),
+    "mae.decoder.hidden_size": Field(512, whole(1, 1_000_000), "width of the decoder's tokens"),
+    **{f"mae.decoder.{name}": field for name, field in transformer_fields(8, 16, 2048).items()},
+}  # fmt: skip
+
+# What digits.py and folder.py pre-train with.
+DIGITS = {
+    "mae.num_visible": 6,  # of 16
+    "mae.normalised_target": False,  # four pixels a patch leave little to normalise by
+    "mae.decoder.hidden_size": 32, "mae.decoder.num_layers": 2, "mae.decoder.num_heads": 4, "mae.decoder.mlp_dim": 128,
+    "model.train_positions": False, "batch": 128, "base_lr": 2e-3, "total_steps": 800, "warmup_steps": 80,
+    "eval_every": 400, "checkpoint_every": 400,
+}  # fmt: skip
+FOLDER = {
+    "mae.decoder.hidden_size": 128, "mae.decoder.num_layers": 4, "mae.decoder.num_heads": 4, "mae.decoder.mlp_dim": 512,
+    "model.train_positions": False, "pp.crop_area": (0.2, 1.0), "b2": 0.95, "base_lr": 6e-4,
+}  # fmt: skip
 # The TPU slices these were planned for (docs/performance.md): `vit-jax plan --config=mae.py:h14`.
 PLANNED = {"b16": "v5e:4x4", "l16": "v5e:8x8", "h14": "v5e:16x16"}
 
@@ -20,7 +43,7 @@ def get_config(name: str = "b16"):
     if name not in PLANNED:
         raise ValueError(f"Expected mae.py:{{{','.join(PLANNED)}}}, got {name!r}.")
     config = common.get_config()
-    config.objective = "mae"
+    common.choose(config, "mae", FIELDS)
     config.model = models.from_short_name(name)
     config.model.update({"init": "mae", "activation": "gelu_erf", "cls_token": True, "classifier": "gap"})
     config.model.update({"positions": "sincos2d_mae", "train_positions": False})

@@ -9,7 +9,7 @@ see docs/results.md. The paper's Table 9 has base_lr 1e-3 and layer decay 0.75 f
 
 from __future__ import annotations
 
-from configs import mae
+from configs import common, mae
 
 # base_lr, layer decay, drop path, epochs
 RECIPES = {"b16": (5e-4, 0.65, 0.1, 100), "l16": (1e-3, 0.75, 0.2, 50), "h14": (1e-3, 0.75, 0.3, 50)}
@@ -21,7 +21,7 @@ def get_config(name: str = "b16"):
         raise ValueError(f"Expected mae_finetune.py:{{{','.join(RECIPES)}}}, got {name!r}.")
     config = mae.get_config(name)
     config.topology = ""
-    config.objective = "classify"
+    common.choose(config, "classify")
     config.base_lr, config.layer_decay, config.model.transformer.drop_path, config.total_epochs = RECIPES[name]
     config.model.update({"norm_after_pool": True, "train_positions": True, "head_std": 2e-5})
     config.pp.crop_area = (0.08, 1.0)

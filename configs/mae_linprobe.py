@@ -10,14 +10,14 @@ ImageNet-1k: B 67.8, L 76.0, H 77.2 (the paper: 68.0, 75.8, 76.6). Not measured 
 
 from __future__ import annotations
 
-from configs import mae
+from configs import common, mae
 
 
 def get_config(name: str = "b16"):
     """One of the paper's three models."""
     config = mae.get_config(name)
     config.topology = ""
-    config.objective = "classify"
+    common.choose(config, "classify")
     config.model.update({"classifier": "token", "head_norm": "batch", "head_std": 0.01})
     config.train_blocks = 0
     config.pp.train_crop, config.pp.crop_area = "random_resized_once", (0.08, 1.0)

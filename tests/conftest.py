@@ -27,6 +27,13 @@ configuration.use_recipes()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def shrink_section(config):
+    """The stacks of blocks in a method's own section, tiny."""
+    section = config.get(config.objective, {})
+    for stack in [stack for stack in section.values() if hasattr(stack, "keys") and "num_layers" in stack]:
+        stack.update({"hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32})
+
+
 @pytest.fixture
 def small(make_small):
     return make_small
@@ -43,7 +50,7 @@ def make_small():
         config.pp.train = "train"
         config.model.hidden_size = 16
         config.model.transformer.update({"num_layers": 2, "num_heads": 2, "mlp_dim": 32})
-        config.mae.decoder.update({"hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32})
+        shrink_section(config)
         config.update({"batch": 16, "batch_eval": 32, "total_steps": 6, "warmup_steps": 2, "progress_every": 2})
         config.update({"eval_every": 0, "checkpoint_every": 3, "num_threads": 1})
         config.update(changes)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import shrink_section
 from vit_jax import configuration, train
 
 ARGUMENTS = {
@@ -53,8 +54,9 @@ def shrink(config):
     if config.model.representation_size:
         config.model.representation_size = 16
     config.model.transformer.update({"num_layers": 2, "num_heads": 2, "mlp_dim": 32})
-    config.mae.num_visible = 4
-    config.mae.decoder.update({"hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32})
+    shrink_section(config)
+    if "mae" in config:
+        config.mae.num_visible = 4
     config.batch, config.batch_eval, config.accum_steps = 16, 8, min(config.accum_steps, 2)
     config.total_steps, config.total_epochs, config.warmup_steps, config.warmup_epochs = 1, None, 0, None
     return config

@@ -221,7 +221,7 @@ def test_differences_of_numbers_that_are_not_finite():
 
 @pytest.mark.parametrize("stages", [(), (1,)])
 def test_a_stem_of_another_width_is_recognised(stages, tmp_path):
-    config = configuration.plain(configuration.default_fields())
+    config = configuration.completed({})
     config["pp"]["crop"] = 32
     config["model"] |= {"hidden_size": 32, "patches": {"size": [2, 2]}}
     config["model"]["resnet"] = {"num_layers": stages, "width_factor": 2}

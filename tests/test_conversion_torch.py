@@ -206,7 +206,7 @@ def test_published_sizes_convert_in_time_and_memory(name, tmp_path):
         # ru_maxrss would be this test's own: it outlives exec.
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024;"
         "import jax, vit_jax.api; from vit_jax.methods.building import build; before = peak();"
-        "w = read(sys.argv[1], configuration.plain(configuration.default_fields()));"
+        "w = read(sys.argv[1], configuration.completed);"
         "write(w, sys.argv[2], 'google'); print(peak() - before)"
     )
     began = time.perf_counter()

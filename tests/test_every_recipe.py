@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import shrink_section
 from vit_jax import configuration, derived, sharding
 from vit_jax.contracts import Batch, Record
 from vit_jax.data.transforms import Preprocess
@@ -64,11 +65,14 @@ def shrink(config):
     model.model_name, model.hidden_size = "tiny", 16
     model.representation_size = model.representation_size and 16
     model.head_std, model.positions_std = model.head_std and 0.01, model.positions_std and 0.02
-    for stack in (body, config.mae.decoder):
+    section = config.get(config.objective, {})
+    for stack in (body, *(part for part in section.values() if hasattr(part, "keys") and "num_layers" in part)):
         stack.update({"num_layers": 2, "num_heads": 2, "mlp_dim": 32})
         for rate in ("dropout_rate", "attention_dropout_rate", "drop_path", "layer_scale"):
             stack[rate] = stack[rate] and 0.1
-    config.mae.decoder.hidden_size, config.mae.num_visible = 16, 1
+    shrink_section(config)
+    if "num_visible" in section:
+        section.num_visible = 1
     config.accum_steps, config.unroll = min(config.accum_steps, 2), min(config.unroll, 2)
     config.batch, config.batch_eval = 8, 8
     config.total_steps, config.total_epochs, config.warmup_steps, config.warmup_epochs = 4, None, 0, None

@@ -145,7 +145,7 @@ def test_random_damage_to_the_whole_way(name, good, tmp_path):
     """As `load` goes it: recognised, described, matched."""
     if not (good / name).exists():
         pytest.skip("writes .pth: the `torch` extra is not installed")
-    content, rng, fields = (good / name).read_bytes(), random.Random(2), defaults()
+    content, rng, fields = (good / name).read_bytes(), random.Random(2), configuration.completed
     said = []
     for _ in range(12):
         (tmp_path / name).write_bytes(damaged(content, rng))
@@ -191,7 +191,7 @@ def test_wrong_values_in_json(place, field, good, tmp_path):
         (folder / path.name).write_bytes(path.read_bytes())
     told = json.loads((folder / place).read_text())
     told.setdefault("do_center_crop", field == "size")
-    fields = defaults()
+    fields = configuration.completed
     for value in WRONG:
         (folder / place).write_text(json.dumps(told | {field: value}))
         said = refusal(lambda: read(folder, fields))
@@ -208,7 +208,7 @@ def test_wrong_values_in_json(place, field, good, tmp_path):
 def test_json_that_is_none(content, good, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((good / "hf" / "model.safetensors").read_bytes())
     (tmp_path / "config.json").write_text(content)
-    assert "config.json" in refusal(lambda: read(tmp_path, defaults()))
+    assert "config.json" in refusal(lambda: read(tmp_path, configuration.completed))
 
 
 def test_an_index_names_only_files_of_its_folder(good, tmp_path):
@@ -228,12 +228,12 @@ def test_an_index_names_only_files_of_its_folder(good, tmp_path):
     ids=str,
 )  # fmt: skip
 def test_wrong_values_by_hand(given, good):
-    assert refusal(lambda: read(good / "x.safetensors", defaults(), **{"num_heads": 2} | given))
+    assert refusal(lambda: read(good / "x.safetensors", configuration.completed, **{"num_heads": 2} | given))
 
 
 def test_norm_eps_of_infinity_by_its_bits_in_no_file(good):
     """The folder that the wrong values were put into is fine as it is."""
-    assert refusal(lambda: read(good / "hf", defaults())) is None
+    assert refusal(lambda: read(good / "hf", configuration.completed)) is None
 
 
 # ---- numbers
@@ -261,12 +261,12 @@ def test_other_numbers_only_when_asked_for(kind, suffix, good, tmp_path):
     else:
         save_file(arrays, path)
     given = {} if suffix == ".npz" else {"num_heads": 2}
-    said = refusal(lambda: read(path, defaults(), **given))
+    said = refusal(lambda: read(path, configuration.completed, **given))
     assert name in said
     assert word in said
     with np.errstate(over="ignore"):
         expected = np.real(arrays[name]).astype(np.float32)
-    found = read(path, defaults(), **given, any_numbers=True)
+    found = read(path, configuration.completed, **given, any_numbers=True)
     np.testing.assert_array_equal(found.params["norm/scale"], expected)
 
 
@@ -277,7 +277,7 @@ def test_other_floats_are_the_same_numbers(kind, good, tmp_path):
         key: np.asfortranarray(array) if kind == "fortran" else array.astype(kind) for key, array in arrays.items()
     }
     np.savez(tmp_path / "x.npz", **stored)
-    found, whole = read(tmp_path / "x.npz", defaults()), read(good / "x.npz", defaults())
+    found, whole = read(tmp_path / "x.npz", configuration.completed), read(good / "x.npz", configuration.completed)
     for path, value in whole.params.items():
         np.testing.assert_array_equal(found.params[path], value.astype("<f2") if kind == "<f2" else value)
 
@@ -333,7 +333,7 @@ def measured(path, **given):
     """A refusal that took little memory."""
     tracemalloc.start()
     try:
-        said = refusal(lambda: read(path, defaults(), **given))
+        said = refusal(lambda: read(path, configuration.completed, **given))
         assert tracemalloc.get_traced_memory()[1] < MOST_BYTES + 2 * path.stat().st_size
     finally:
         tracemalloc.stop()
@@ -537,7 +537,7 @@ def test_pipes_and_devices_are_no_files(tmp_path):
     import os
 
     os.mkfifo(tmp_path / "x.npz")
-    assert "pipe" in refusal(lambda: read(tmp_path / "x.npz", defaults()))
+    assert "pipe" in refusal(lambda: read(tmp_path / "x.npz", configuration.completed))
 
 
 def test_what_is_not_asked_for_is_not_read(good, monkeypatch):
@@ -549,5 +549,5 @@ def test_what_is_not_asked_for_is_not_read(good, monkeypatch):
     )
     open_archive(good / "x.npz")
     with pytest.raises(UserError, match="num_heads"):
-        read(good / "x.safetensors", defaults())
+        read(good / "x.safetensors", configuration.completed)
     assert not read_numbers

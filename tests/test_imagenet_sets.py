@@ -65,7 +65,7 @@ def classifier(monkeypatch):
                            transformer={"num_layers": 1, "num_heads": 1, "mlp_dim": 8})  # fmt: skip
     from vit_jax import configuration
 
-    config = configuration.plain(configuration.default_fields())
+    config = configuration.completed({})
     config["pp"] |= {"crop": 8}
     trained = vit_jax.Trained(model, config, None, 0)
     monkeypatch.setattr(imagenet, "load", lambda path: trained)

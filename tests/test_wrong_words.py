@@ -14,6 +14,7 @@ from PIL import Image
 
 import vit_jax
 from tests import wrong_words
+from tests.conftest import shrink_section
 from vit_jax import command_line, configuration, train
 from vit_jax.commands import cli
 from vit_jax.contracts import UserError
@@ -48,7 +49,7 @@ def places(tmp_path_factory):
         config = configuration.load(f"digits.py:{stage}")
         config.model.hidden_size = 16
         config.model.transformer.update({"num_layers": 2, "num_heads": 2, "mlp_dim": 32})
-        config.mae.decoder.update({"hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32})
+        shrink_section(config)
         config.update({"total_steps": 1, "warmup_steps": 0, "batch": 16})
         train.run(config, root / stage)
     rng = np.random.default_rng(0)

@@ -20,7 +20,7 @@ from vit_jax.contracts import UserError
 OVERRULES = {
     "total_steps": ("total_epochs",), "total_epochs": ("total_steps",), "warmup_steps": ("warmup_epochs",),
     "warmup_epochs": ("warmup_steps",), "warmup_share": ("warmup_steps", "warmup_epochs"),
-    "pp.crop_share": ("pp.resize",), "mae.mask_ratio": ("mae.num_visible",),
+    "pp.crop_share": ("pp.resize",),
 }  # fmt: skip
 WORD = re.compile(r"--?(?P<no>no)?config(?:\.(?P<field>[^=]*))?(?P<value>=.*)?", re.DOTALL)
 
@@ -39,12 +39,14 @@ def configured(spec: str, settings: Sequence[tuple[str, str]]) -> Given:
       UserError: an unknown field (with the nearest known one), or a value out of its range.
     """
     config = configuration.load(spec)
+    for objective in [text for field, text in settings if field == "objective"]:
+        configuration.choose(config, value_of("objective", objective, config.objective))
     for field, text in settings:
-        config.update_from_flattened_dict({field: value_of(field, text)})
+        config.update_from_flattened_dict({field: value_of(field, text, config.objective)})
     typed = frozenset(field for field, _ in settings)
     for field in typed:
-        for other in OVERRULES.get(field, ()):
-            if other not in typed:
+        for other in overruled(field):
+            if other not in typed and other in configuration.fields(config.objective):
                 config.update_from_flattened_dict({other: None})
     if typed:
         configuration.derive(spec, config, typed)
@@ -52,9 +54,15 @@ def configured(spec: str, settings: Sequence[tuple[str, str]]) -> Given:
     return Given(config, typed)
 
 
-def value_of(field: str, text: str) -> Any:
-    """What `text` means for a field. Raises `UserError` for an unknown field and for what its kind does not hold."""
-    kind = configuration.known(field).kind
+def overruled(field: str) -> tuple[str, ...]:
+    """Fields that say the same as `field` in another way."""
+    section, _, last = field.rpartition(".")
+    return (f"{section}.num_visible",) if last == "mask_ratio" else OVERRULES.get(field, ())
+
+
+def value_of(field: str, text: str, objective: str) -> Any:
+    """What `text` means for a method's field. Raises `UserError` for an unknown field and for what its kind does not hold."""
+    kind = configuration.known(field, objective).kind
     value: Any = text
     if kind.type is bool:
         value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
@@ -77,7 +85,6 @@ def assignment(word: str) -> tuple[str, str]:
     field, equals, text = word.partition("=")
     if not equals:
         raise UserError(f"Expected FIELD=VALUE, got {word!r}: for example batch=16.")
-    configuration.known(field)
     return field, text
 
 
@@ -85,11 +92,12 @@ def split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]], list[str]]:
     """(FILE:ARG, [(field, text)], the words that are not about the configuration).
 
     Raises:
-      UserError: no --config or several, an unknown field, a field without a value.
+      UserError: no --config or several, a field without a value.
     """
     specs: list[str] = []
     settings: list[tuple[str, str]] = []
     rest: list[str] = []
+    flags = {name for name, row in configuration.all_fields().items() if row.kind.type is bool}
     words = list(argv)
     while words:
         word = words.pop(0)
@@ -100,7 +108,7 @@ def split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]], list[str]]:
         field, value = match["field"], match["value"]
         if value is not None:
             text = value[1:]
-        elif field is not None and configuration.known(field).kind.type is bool:
+        elif field in flags:
             text = "False" if match["no"] else "True"
         elif words and not words[0].startswith("--"):
             text = words.pop(0)

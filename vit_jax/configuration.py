@@ -16,6 +16,7 @@ from typing import Any
 import ml_collections
 
 from vit_jax.contracts import Config, UserError, first_line
+from vit_jax.methods import METHODS, located, method_of
 
 # Fields that may differ between the runs that share a workdir: they change where and how, never the result.
 FREE_FIELDS = (
@@ -131,20 +132,47 @@ def _said(error: BaseException) -> str:
     if unknown := re.match(
         r"""['"]*Key "([\w.]+)" does not exist""", str(error)
     ):  # ml_collections lists all fields there are
-        near = difflib.get_close_matches(unknown[1], [name.rpartition(".")[2] for name in fields()], n=1, cutoff=0.0)
+        near = difflib.get_close_matches(
+            unknown[1], [name.rpartition(".")[2] for name in all_fields()], n=1, cutoff=0.0
+        )
         return f"Expected a known config field, got {unknown[1]!r}: did you mean {near[0]!r}?"
     ours = isinstance(error, ValueError) and not isinstance(error, UnicodeError)
     return first_line(error) if ours else f"{type(error).__name__}: {first_line(error)}"
 
 
 def default_fields() -> ml_collections.ConfigDict:
-    """configs/common.py: every field there is."""
+    """The defaults of configs/common.py."""
     return _table().get_config()
 
 
-def fields() -> dict[str, Any]:
-    """The table of configs/common.py: name -> Field(default, kind, meaning)."""
-    return _table().FIELDS
+def fields(objective: str = "classify") -> dict[str, Any]:
+    """The fields of a method's configurations: name -> Field(default, kind, meaning).
+
+    Those of configs/common.py, and the method's own: FIELDS of its recipe in configs/, or of the module of one's own.
+
+    Raises:
+      UserError: no such method.
+    """
+    use_recipes()
+    module = located(objective).partition(":")[0]
+    if objective not in METHODS:
+        method_of({"objective": objective})  # says what is wrong with it
+        own: Any = sys.modules[module]
+    else:
+        recipe = f"configs.{objective}"
+        own = importlib.import_module(recipe) if importlib.util.find_spec(recipe) else None
+    return _table().FIELDS | getattr(own, "FIELDS", {})
+
+
+def all_fields() -> dict[str, Any]:
+    """Of every method of ours: to read a command line before its configuration is known."""
+    return {name: field for objective in METHODS for name, field in fields(objective).items()}
+
+
+def choose(config: ml_collections.ConfigDict, objective: str) -> None:
+    """Set `config.objective`, and give it the section of that method, with its defaults, in place of another's."""
+    general, own = _table().FIELDS, fields(objective)
+    _table().choose(config, objective, {name: field for name, field in own.items() if name not in general})
 
 
 def _table() -> ModuleType:
@@ -168,32 +196,42 @@ def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def known(field: str) -> Any:
+def known(field: str, objective: str = "classify") -> Any:
     """The row of the table; raises `UserError` for a field that is not in it, naming the nearest one."""
-    table = fields()
-    if field not in table:
-        near = difflib.get_close_matches(field, table, n=1, cutoff=0.0)
-        raise UserError(f"Expected a known config field, got {field!r}: did you mean {near[0]!r}?")
-    return table[field]
+    table = fields(objective)
+    if field in table:
+        return table[field]
+    if field in all_fields():
+        owner = field.partition(".")[0]
+        raise UserError(
+            f"Expected a field of objective {objective!r}, got {field}, which belongs to objective {owner!r}: leave it out, "
+            f"or set config.objective={owner}."
+        )
+    near = difflib.get_close_matches(field, table, n=1, cutoff=0.0)
+    raise UserError(f"Expected a known config field, got {field!r}: did you mean {near[0]!r}?")
 
 
 def check(config: Config) -> None:
-    """Raise `UserError` for a field that configs/common.py does not have, that is missing, or that holds no such value."""
+    """Raise `UserError` for a field that its method does not have, that is missing, or that holds no such value."""
     given = dict(flatten(config))
+    objective = _table().FIELDS["objective"].kind
+    if not objective.holds(given.get("objective")):
+        raise UserError(f"Expected config.objective to be {objective.words}, got {shown(given.get('objective'))}.")
     for field, value in given.items():
-        if not (kind := known(field).kind).holds(value):
+        if not (kind := known(field, given["objective"]).kind).holds(value):
             raise UserError(f"Expected config.{field} to be {kind.words}, got {shown(value)}.")
-    missing = sorted(set(fields()) - set(given))
+    missing = sorted(set(fields(given["objective"])) - set(given))
     if missing:
         raise UserError(f"Expected the config fields {missing}, they are missing: start from configs/common.py.")
 
 
 def odd(config: Config) -> list[str]:
     """A sentence for every value that is possible but seldom meant."""
+    table = fields(config["objective"])
     return [
-        f"config.{field} is {shown(value)}: possible, but seldom meant ({known(field).meaning})"
+        f"config.{field} is {shown(value)}: possible, but seldom meant ({table[field].meaning})"
         for field, value in flatten(config)
-        if not known(field).kind.usual(value)
+        if not table[field].kind.usual(value)
     ]
 
 
@@ -205,8 +243,8 @@ def shown(value: Any) -> str:
 
 def described(config: Config) -> list[str]:
     """The table for people: a line a field, its value in `config`, what it may hold, what it means."""
-    given = dict(flatten(config))
-    return [f"{name} = {shown(given[name])}    {row.meaning} [{row.kind.words}]" for name, row in fields().items()]
+    given, table = dict(flatten(config)), fields(config["objective"])
+    return [f"{name} = {shown(given[name])}    {row.meaning} [{row.kind.words}]" for name, row in table.items()]
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -220,7 +258,10 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def completed(stored: Config) -> dict[str, Any]:
-    """A configuration read from a checkpoint, with the defaults of fields that are newer than it."""
+    """A configuration read from a checkpoint or told by a file, with the defaults of the fields that it does not have.
+
+    Earlier versions stored the sections of all methods: others than its own are left out.
+    """
 
     def fill(defaults: dict[str, Any], values: Config) -> dict[str, Any]:
         filled = dict(defaults)
@@ -229,7 +270,11 @@ def completed(stored: Config) -> dict[str, Any]:
             filled[field] = fill(defaults[field], value) if isinstance(defaults.get(field), dict) else value
         return filled
 
-    return fill(plain(default_fields()), stored)
+    there = {field: stored[field] for field in stored}
+    objective, defaults = there.get("objective", "classify"), default_fields()
+    choose(defaults, objective)
+    others = set(METHODS) - {objective}
+    return fill(plain(defaults), {field: value for field, value in there.items() if field not in others})
 
 
 def check_same(given: Config, stored: Config, workdir: str) -> str:

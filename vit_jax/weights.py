@@ -17,13 +17,12 @@ def open_weights(
     path: str | Path, *, step: int | None = None, averaged: bool = True, **given: Any
 ) -> tuple[Weights, int]:
     """(weights, step) of a workdir or of a file; see `load`."""
-    defaults = configuration.plain(configuration.default_fields())
     if not os.path.isdir(Path(path) / FOLDER):  # of names that are too long for a path, too
         if os.path.isdir(path) and not any(Path(path).glob("*.json")):
             raise UserError(
                 f"Expected a workdir with checkpoints, or a folder of weights, {path} is neither: fix the path."
             )
-        return read(path, defaults, **given), 0
+        return read(path, configuration.completed, **given), 0
     if given:
         raise UserError(
             f"Expected {', '.join(given)} only for other people's files, {path} is a workdir that knows it."

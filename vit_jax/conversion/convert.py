@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -47,13 +46,13 @@ class Weights(NamedTuple):
         return "google" if self.source in ("google", "big_vision") else "bicubic"
 
 
-def read(path: str | Path, defaults: Mapping[str, Any], **given: Any) -> Weights:
+def read(path: str | Path, completed: Callable[[Any], dict[str, Any]], **given: Any) -> Weights:
     """Recognise a file or folder by its names and shapes, and read it, every tensor matched.
 
     Args:
       path: .npz, .safetensors, .pth, or a Hugging Face folder; local, a name of `vit-jax models`, `https://`, `gs://` or
         `hf:owner/name`.
-      defaults: every field of the configuration; what the file tells replaces its part.
+      completed: fills up what the file tells to a whole configuration (configuration.completed).
       given: what cannot be seen from a file (num_heads, decoder_num_heads, stored_size, normalised_target), and
         any_numbers=True to take complex and whole numbers, and such as are not finite.
 
@@ -78,7 +77,7 @@ def read(path: str | Path, defaults: Mapping[str, Any], **given: Any) -> Weights
         archive = source.normalised(archive)
         told = source.describe(archive, by_hand, local.stem)
         # The same numbers as at home: computed in float32, whatever training here defaults to.
-        config = _merged(copy.deepcopy(dict(defaults)), told.fields | {"compute_dtype": "float32"})
+        config = completed(told.fields | {"compute_dtype": "float32"})
         shapes = param_shapes(config, told.num_classes)
         table = source.rules(config, told.num_classes, **_variant(told.source))
     except (LookupError, ValueError, TypeError, ArithmeticError) as error:  # sizes that no model has
@@ -91,12 +90,6 @@ def read(path: str | Path, defaults: Mapping[str, Any], **given: Any) -> Weights
 
 def _variant(source: str) -> dict[str, Any]:
     return {"big_vision": True} if source == "big_vision" else {}
-
-
-def _merged(config: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    for name, value in fields.items():
-        config[name] = _merged(dict(config[name]), value) if isinstance(value, Mapping) else value
-    return config
 
 
 def param_shapes(config: Config, num_classes: int | None) -> dict[str, Shape]:
