@@ -18,7 +18,8 @@ from collections.abc import Callable
 
 import jax
 
-from vit_jax.models.layers import MULTIPLE_OF_TOKENS, padded_attention
+from vit_jax.models.attention import padded_attention
+from vit_jax.models.layers import MULTIPLE_OF_TOKENS
 
 # name: (tokens, heads, width of a head)
 SHAPES = {

@@ -126,11 +126,18 @@ MODEL = {
         0.02, optional(number(above=0, usual=(1e-6, 1))), "learned tables' initial values; None: 1/sqrt(hidden_size)"
     ),
     "model.cls_position": Field(True, flag(), "False: no row for the class token in the table (big_vision, DeiT III)"),
+    "model.relative_positions": Field(
+        "none", one_of("none", "shared", "block"),
+        "biases of attention by offset between patches: one table for all blocks, or one a block (BEiT)",
+    ),
     "model.train_positions": Field(True, flag(), "False: a sin-cos table stays constant"),
+    "model.key_bias": Field(True, flag(), "False: biases of queries and values alone (BEiT)"),
     "model.activation": Field("gelu_tanh", one_of("gelu_tanh", "gelu_erf"), "Google's models, PyTorch's"),
     "model.norm_eps": Field(1e-6, number(above=0, high=1, usual=(1e-12, 1e-3)), "of LayerNorm"),
     "model.init": Field(
-        "google", one_of("google", "mae"), '"mae": xavier over the fused qkv, xavier patches, class token normal(0.02)'
+        "google", one_of("google", "mae", "beit"),
+        '"mae": xavier over the fused qkv, xavier patches, class token normal(0.02); "beit": normal(0.02) cut at 0.02, what '
+        "leaves block l divided by sqrt(2 l)",
     ),
     "model.head_std": Field(0.0, number(0, usual=(0, 1)), "of the head's initial kernel; 0: zeros"),
     "model.head_bias": Field(0.0, number(usual=(-20, 20)), "the head's initial bias"),

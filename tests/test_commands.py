@@ -78,7 +78,7 @@ def test_predict_on_something_that_is_no_picture(runs, pictures, capsys):
 def test_reconstruct(runs, pictures, tmp_path, capsys):
     out = tmp_path / "x.png"
     said = out_of(capsys, "reconstruct", runs / "pretrain", pictures / "colour.jpg", "--out", out, "--mask", "grid")
-    assert "predicts pixels" in said
+    assert "dimmed in the prediction" in said
     with Image.open(out) as drawn:
         assert drawn.size[0] > 500
     assert "predict" in out_of(capsys, "reconstruct", runs / "scratch", pictures / "colour.jpg", status=2)

@@ -11,7 +11,7 @@ from vit_jax import UserError, api, configuration, devices, sharding
 from vit_jax.contracts import Batch
 from vit_jax.methods import method_of
 from vit_jax.methods.building import build
-from vit_jax.models.layers import attention_weights, padded_attention
+from vit_jax.models.attention import attention_weights, padded_attention
 from vit_jax.ops.paths import flat_params
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.schedules import make_schedule

@@ -139,7 +139,7 @@ def test_hidden_patches_cost_nothing_in_the_encoder():
 
         def encode(params, images, visible):
             encoder = nnx.merge(graph, params).encoder
-            return encoder.encode(encoder.placed(encoder.patches(images), visible))
+            return encoder.encode(encoder.placed(encoder.embed(encoder.patches(images), visible), visible))
 
         return count_flops(encode, params, images, visible)
 
@@ -158,7 +158,7 @@ def test_bfloat16_stays_bfloat16_through_every_block():
 
     def run(params, images):
         model = nnx.merge(graph, params)
-        placed = model.placed(model.patches(images))
+        placed = model.placed(model.embed(model.patches(images)))
         return placed, model.transformer.every_layer(placed), model(images)
 
     placed, layers, logits = jax.eval_shape(run, params, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))

@@ -30,7 +30,8 @@ LARGE = 2**16  # numbers; smaller parameters stay whole where their rule's own a
 # stacked blocks is never split. Optimiser state follows the parameter whose path it ends with.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"qkv/kernel", ("fsdp", None, "tensor", None)),
-    (r"qkv/bias", (None, "tensor", None)),
+    (r"(qkv/bias|qv_bias)", (None, "tensor", None)),
+    (r"relative_positions", (None, "tensor")),
     (r"(query|key|value)/kernel", ("fsdp", "tensor", None)),
     (r"(query|key|value)/bias", ("tensor", None)),
     (r"(attention|map_head)/out/kernel", ("tensor", None, "fsdp")),

@@ -18,10 +18,11 @@ from vit_jax.conversion.fetching import fetch
 from vit_jax.conversion.files import open_archive, write_tensors
 from vit_jax.conversion.rules import Fixed, Rule, Shape, to_ours, to_theirs
 from vit_jax.conversion.told import Told
+from vit_jax.methods import method_of
 from vit_jax.methods.building import build
 from vit_jax.models.registry import pair, vit_config
 from vit_jax.ops.paths import flat_params
-from vit_jax.ops.positions import Resampling, resample_table
+from vit_jax.ops.positions import Resampling, regridded
 
 SOURCES: tuple[ModuleType, ...] = (google, timm, huggingface)  # asked in this order whether a file is theirs
 FORMATS = ("google", "timm", "mae", "hf")
@@ -121,9 +122,12 @@ def refit(
             raise UserError(
                 f"Expected an image_size for these weights, got {image_size}: {first_line(error)}"
             ) from error
-        for path in [path for path in params if path.removeprefix("encoder/") == "positions"]:
-            params[path] = resample_table(params[path], old, new, weights.resampling)
-            notes.append(f"positions resampled from {old} to {new} ({weights.resampling})")
+        prefix = method_of(config).prefix
+        for path, value in params.items():
+            params[path] = regridded(path.removeprefix(prefix), value, old, new, weights.resampling)
+            if params[path] is not value:
+                way = "geometric" if path.endswith("relative_positions") else weights.resampling
+                notes.append(f"{path.rpartition('/')[2]} resampled from {old} to {new} ({way})")
     classes = weights.num_classes
     if num_classes is not None and num_classes != classes:
         if config["objective"] == "mae":

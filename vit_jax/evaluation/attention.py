@@ -8,13 +8,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vit_jax.models.layers import attention_weights
+from vit_jax.models.attention import attention_weights
 from vit_jax.models.vit import ViT
 
 
 def layer_inputs(encoder: ViT, pixels: Float[Array, "b H W c"]) -> Float[Array, "l b t d"]:
     """The tokens that enter each block."""
-    tokens = encoder.placed(encoder.patches(pixels))
+    tokens = encoder.placed(encoder.embed(encoder.patches(pixels)))
     after = encoder.transformer.every_layer(tokens)
     return jnp.concatenate([tokens[None].astype(after.dtype), after[:-1]])
 
@@ -23,8 +23,8 @@ def weights_of(encoder: ViT, tokens: Float[Array, "b t d"], layer: int) -> Float
     """Attention of one block, given what enters it. Rows are queries and sum to 1."""
     graph, params = nnx.split(encoder.transformer.blocks)
     block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], params))
-    qkv = block.attention.qkv(block.norm1(tokens))
-    return attention_weights(qkv[:, :, 0], qkv[:, :, 1])
+    query, key, _ = block.attention.projected(block.norm1(tokens))
+    return attention_weights(query, key, block.attention.bias(encoder.transformer.shared_bias()))
 
 
 def attention(encoder: ViT, pixels: Float[Array, "b H W c"], layers: list[int]) -> Float[np.ndarray, "l b h t t"]:

@@ -88,7 +88,7 @@ def layer_features(
         )
 
     def compute(encoder: ViT, pixels: Array) -> list[Array]:
-        every = encoder.transformer.every_layer(encoder.placed(encoder.patches(pixels)))
+        every = encoder.transformer.every_layer(encoder.placed(encoder.embed(encoder.patches(pixels))))
         found = []
         for layer in layers:
             tokens = encoder.norm(every[layer]) if normed else every[layer]

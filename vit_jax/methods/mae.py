@@ -40,6 +40,10 @@ class MAEConfig:
     def __post_init__(self) -> None:
         if self.encoder.stem:
             raise ValueError("Expected an encoder on pixels, got a hybrid: leave model.resnet.num_layers at None.")
+        if self.encoder.transformer.relative_positions != "none":
+            raise ValueError(
+                "Expected an encoder without relative positions, which need every patch: set model.relative_positions='none'."
+            )
         if not 1 <= self.num_visible < self.encoder.num_patches:
             raise ValueError(
                 f"Expected 1 to {self.encoder.num_patches - 1} visible patches of {self.encoder.num_patches}, "
@@ -109,7 +113,8 @@ class MAE(nnx.Module):
     ) -> Float[Array, "b n p"]:
         """Predicted patches "b n p", pixels or normalised pixels by `normalised_target`; the mask is an argument."""
         keys = training_keys(train, keys)
-        tokens = self.encoder.placed(self.encoder.patches(images), mask.visible, keys)
+        tokens = self.encoder.embed(self.encoder.patches(images), mask.visible)
+        tokens = self.encoder.placed(tokens, mask.visible, keys)
         return self.decode(self.encoder.encode(tokens, keys), mask, keys)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.models.layers import Attention, LayerNorm, Linear, Mlp, TransformerConfig
+from vit_jax.models.attention import Attention, relative_bias, relative_rows
+from vit_jax.models.layers import INITS, LayerNorm, Linear, Mlp, TransformerConfig
 from vit_jax.ops.keys import fold
 from vit_jax.ops.noise import drop_path, dropout
 from vit_jax.ops.paths import path_name
@@ -39,10 +40,14 @@ class Block(nnx.Module):
             self.scale2 = nnx.Param(jnp.full((d,), cfg.layer_scale, jnp.float32))
 
     def __call__(
-        self, x: Float[Array, "b n d"], rate: Float[Array, ""], keys: Key[Array, " b"] | None
+        self,
+        x: Float[Array, "b n d"],
+        rate: Float[Array, ""],
+        keys: Key[Array, " b"] | None,
+        bias: Float[Array, "1 h n n"] | None = None,
     ) -> Float[Array, "b n d"]:
         draw = lambda use: None if keys is None else fold(keys, use)  # noqa: E731
-        x = x + self._branch(self.attention(self.norm1(x), draw(0)), "scale1", rate, draw(1), draw(2))
+        x = x + self._branch(self.attention(self.norm1(x), draw(0), bias), "scale1", rate, draw(1), draw(2))
         return x + self._branch(self.mlp(self.norm2(x), draw(3)), "scale2", rate, draw(4), draw(5))
 
     def _branch(
@@ -71,6 +76,18 @@ class Transformer(nnx.Module):
             return Block(cfg, rngs=rngs)
 
         self.blocks = stacked(rngs)
+        if INITS[cfg.init].by_depth:
+            for kernel in (self.blocks.attention.out.kernel, self.blocks.mlp.fc2.kernel):
+                number = np.arange(1, cfg.num_layers + 1).reshape(-1, *(1,) * (kernel.ndim - 1))
+                kernel[...] = kernel[...] / np.sqrt(2.0 * number).astype(np.float32)
+        if cfg.relative_positions == "shared":
+            self.relative_positions = nnx.Param(jnp.zeros((relative_rows(cfg), cfg.num_heads), jnp.float32))
+
+    def shared_bias(self) -> Float[Array, "1 h n n"] | None:
+        """What the relative positions that all blocks share add to the logits of attention."""
+        if self.cfg.relative_positions != "shared":
+            return None
+        return relative_bias(self.relative_positions[...], self.cfg)
 
     def __call__(self, tokens: Float[Array, "b n d"], keys: Key[Array, " b"] | None = None) -> Float[Array, "b n d"]:
         """Keys, one an example, switch dropout and drop path on."""
@@ -85,6 +102,7 @@ class Transformer(nnx.Module):
     def _scan(self, tokens: Array, keys: Array | None, *, keep: bool) -> tuple[Array, Array | None]:
         cfg = self.cfg
         graph, params = nnx.split(self.blocks)
+        bias = self.shared_bias()
         rates = jnp.asarray(np.linspace(0.0, cfg.drop_path, cfg.num_layers), jnp.float32)
 
         def laid_out(path: tuple, leaf: Array) -> Array:
@@ -96,7 +114,7 @@ class Transformer(nnx.Module):
             # One block's kernels are gathered at a time, in the compute dtype; their gradients are scattered at once.
             block = nnx.merge(graph, jax.tree_util.tree_map_with_path(laid_out, block_params))
             x = constrain(x, "batch", None, None)
-            x = block(x, rate, None if keys is None else fold(keys, number))
+            x = block(x, rate, None if keys is None else fold(keys, number), bias)
             return x, x if keep else None
 
         if cfg.remat != "none":

@@ -1,16 +1,14 @@
-"""The dense layer, the layer norm and the attention that every model is made of.
+"""The dense layer, the layer norm and the MLP that every model is made of, and how they are initialised.
 
-Parameters are float32; they are cast to the compute dtype where they are used. Norm statistics and the softmax are
-float32 always.
+Parameters are float32; they are cast to the compute dtype where they are used. Norm statistics are float32 always.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +37,39 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def xavier_fused(parts: int) -> Initializer:
+    """Xavier-uniform for `parts` square kernels side by side, each with its own fan (Flax initialises q, k, v apart)."""
+
+    def init(key: Key[Array, ""], shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
+        one = nnx.initializers.xavier_uniform()
+        keys = jax.random.split(key, parts)
+        return jnp.concatenate([one(k, (shape[0], shape[1] // parts), dtype) for k in keys], axis=1)
+
+    return init
+
+
+class Init(NamedTuple):
+    """Initial values by origin."""
+
+    qkv: Initializer
+    kernel: Initializer  # the blocks' other kernels
+    patch: Initializer
+    token: Initializer  # class token
+    mlp_bias: Initializer = ZEROS
+    by_depth: bool = False  # whether what leaves block l (from 1) is divided by sqrt(2 l)
+
+
+XAVIER = nnx.initializers.xavier_uniform()
+CUT = nnx.initializers.truncated_normal(0.02, lower=-1.0, upper=1.0)  # at one deviation, not rescaled
+INITS = {
+    "google": Init(  # models_vit.py
+        xavier_fused(3), XAVIER, nnx.initializers.lecun_normal(), ZEROS, nnx.initializers.normal(1e-6)
+    ),
+    "mae": Init(XAVIER, XAVIER, XAVIER, nnx.initializers.normal(0.02)),  # models_mae.py: over the fused (d, 3d)
+    "beit": Init(CUT, CUT, CUT, CUT, by_depth=True),  # unilm/beit modeling_pretrain.py; SimMIM's ViT
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """A stack of pre-norm blocks. Sizes from the papers' tables; the rest differs by origin and is named, not assumed."""
@@ -53,8 +84,11 @@ class TransformerConfig:
     layer_scale: float = 0.0  # initial value of the branch scales; 0: no scales
     activation: str = "gelu_tanh"
     norm_eps: float = 1e-6
-    fused_qkv_init: bool = False  # xavier over (d, 3d), as MAE's fused layer; else over (d, d) each, as Google's
-    mlp_bias_std: float = 0.0  # Google: 1e-6
+    init: str = "google"  # see INITS
+    key_bias: bool = True  # False: biases of queries and values alone (BEiT; a key's would change no softmax)
+    relative_positions: str = "none"  # "shared": one table of biases for all blocks; "block": one a block (BEiT)
+    grid: tuple[int, int] | None = None  # of the patches, for relative positions
+    num_prefix: int = 0  # tokens before them
     # What follows changes speed and memory, never the parameters.
     compute_dtype: str = "float32"
     attention: str = "xla"  # or "cudnn"
@@ -70,9 +104,19 @@ class TransformerConfig:
             )
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"Expected model.activation of {sorted(ACTIVATIONS)}, got {self.activation!r}.")
-        for field, known in (("attention", tuple(MULTIPLE_OF_TOKENS)), ("remat", ("none", "dots", "full"))):
+        for field, known, where in (
+            ("attention", tuple(MULTIPLE_OF_TOKENS), "config.attention"),
+            ("remat", ("none", "dots", "full"), "config.remat"),
+            ("init", tuple(INITS), "model.init"),
+            ("relative_positions", ("none", "shared", "block"), "model.relative_positions"),
+        ):
             if getattr(self, field) not in known:
-                raise ValueError(f"Expected {field} of {known}, got {getattr(self, field)!r}: change config.{field}.")
+                raise ValueError(f"Expected {field} of {known}, got {getattr(self, field)!r}: change {where}.")
+        if self.relative_positions != "none" and self.num_prefix > 1:
+            raise ValueError(
+                "Expected relative positions with one token before the patches at most, got a distillation token, too: "
+                "change model.relative_positions or model.dist_token."
+            )
         if self.attention == "cudnn" and self.compute_dtype not in ("bfloat16", "float16"):
             raise ValueError(
                 f"Expected compute_dtype bfloat16 or float16 with attention=cudnn, got {self.compute_dtype}: change "
@@ -93,7 +137,7 @@ class Linear(nnx.Module):
         outputs: int | tuple[int, ...],
         *,
         kernel_init: Initializer,
-        bias_init: Initializer = ZEROS,
+        bias_init: Initializer | None = ZEROS,
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -102,13 +146,16 @@ class Linear(nnx.Module):
         self.dtype = dtype
         flat = (math.prod(self.inputs), math.prod(self.outputs))
         self.kernel = nnx.Param(kernel_init(rngs.params(), flat, jnp.float32).reshape(*self.inputs, *self.outputs))
-        self.bias = nnx.Param(bias_init(rngs.params(), self.outputs, jnp.float32))
+        if bias_init is not None:
+            self.bias = nnx.Param(bias_init(rngs.params(), self.outputs, jnp.float32))
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """(*leading, *inputs) -> (*leading, *outputs)."""
         leading = x.ndim - len(self.inputs)
-        bias = self.bias[...].astype(self.dtype).reshape((1,) * leading + self.outputs)
-        return project(x.astype(self.dtype), self.kernel[...].astype(self.dtype), len(self.inputs)) + bias
+        y = project(x.astype(self.dtype), self.kernel[...].astype(self.dtype), len(self.inputs))
+        if not hasattr(self, "bias"):
+            return y
+        return y + self.bias[...].astype(self.dtype).reshape((1,) * leading + self.outputs)
 
 
 class LayerNorm(nnx.Module):
@@ -151,95 +198,14 @@ class BatchNorm(nnx.Module):
         return (x - mean[None]) * jax.lax.rsqrt(var[None] + self.eps)
 
 
-def xavier_fused(parts: int) -> Initializer:
-    """Xavier-uniform for `parts` square kernels side by side, each with its own fan (Flax initialises q, k, v apart)."""
-
-    def init(key: Key[Array, ""], shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:
-        one = nnx.initializers.xavier_uniform()
-        keys = jax.random.split(key, parts)
-        return jnp.concatenate([one(k, (shape[0], shape[1] // parts), dtype) for k in keys], axis=1)
-
-    return init
-
-
-def attend(
-    query: Float[Array, "b m h e"],
-    key: Float[Array, "b n h e"],
-    value: Float[Array, "b n h e"],
-    *,
-    implementation: str = "xla",
-    dropout_rate: float = 0.0,
-    dropout_keys: Key[Array, " b"] | None = None,
-) -> Float[Array, "b m h e"]:
-    """Scaled dot-product attention by a fused kernel where one is asked for.
-
-    Dropout of the weights needs the weights, so it is computed in the open; no fused kernel then.
-    """
-    if dropout_keys is None or dropout_rate == 0.0:
-        return padded_attention(query, key, value, implementation, multiple=MULTIPLE_OF_TOKENS[implementation])
-    weights = dropout(attention_weights(query, key), dropout_rate, dropout_keys)
-    return jnp.einsum("bhmn,bnhe->bmhe", weights.astype(value.dtype), value)
-
-
-def padded_attention(
-    query: Float[Array, "b m h e"],
-    key: Float[Array, "b n h e"],
-    value: Float[Array, "b n h e"],
-    implementation: str,
-    *,
-    multiple: int,
-) -> Float[Array, "b m h e"]:
-    """JAX's attention over tokens padded up to a multiple: the keys added are masked, the queries added are cut off."""
-    attention: Any = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
-    queries, keys = query.shape[1], key.shape[1]
-    if queries % multiple == keys % multiple == 0:
-        return attention(query, key, value)
-    query, key, value = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0))) for x in (query, key, value))
-    lengths = constrain(jnp.full(key.shape[:1], keys, jnp.int32), "batch")
-    return attention(query, key, value, key_value_seq_lengths=lengths)[:, :queries]
-
-
-def attention_weights(query: Float[Array, "b m h e"], key: Float[Array, "b n h e"]) -> Float[Array, "b h m n"]:
-    """The softmax itself, float32: for dropout and for pictures."""
-    logits = jnp.einsum("bmhe,bnhe->bhmn", query, key, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention with one fused (d, 3, h, e) kernel."""
-
-    def __init__(self, cfg: TransformerConfig, *, rngs: nnx.Rngs):
-        self.cfg = cfg
-        d, heads = cfg.hidden_size, cfg.num_heads
-        xavier = nnx.initializers.xavier_uniform()
-        init = xavier if cfg.fused_qkv_init else xavier_fused(3)
-        self.qkv = Linear(d, (3, heads, d // heads), kernel_init=init, dtype=cfg.dtype, rngs=rngs)
-        self.out = Linear((heads, d // heads), d, kernel_init=xavier, dtype=cfg.dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b n d"], dropout_keys: Key[Array, " b"] | None) -> Float[Array, "b n d"]:
-        qkv = constrain(self.qkv(x), "batch", None, None, "heads", None)
-        query, key, value = jnp.split(qkv, 3, axis=2)
-        y = attend(
-            query[:, :, 0],
-            key[:, :, 0],
-            value[:, :, 0],
-            implementation=self.cfg.attention,
-            dropout_rate=self.cfg.attention_dropout_rate,
-            dropout_keys=dropout_keys,
-        )
-        return self.out(y)
-
-
 class Mlp(nnx.Module):
     """Dense, GELU, dense."""
 
     def __init__(self, cfg: TransformerConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
-        xavier = nnx.initializers.xavier_uniform()
-        bias = nnx.initializers.normal(cfg.mlp_bias_std) if cfg.mlp_bias_std else nnx.initializers.zeros_init()
-        d, m = cfg.hidden_size, cfg.mlp_dim
-        self.fc1 = Linear(d, m, kernel_init=xavier, bias_init=bias, dtype=cfg.dtype, rngs=rngs)
-        self.fc2 = Linear(m, d, kernel_init=xavier, bias_init=bias, dtype=cfg.dtype, rngs=rngs)
+        d, m, init = cfg.hidden_size, cfg.mlp_dim, INITS[cfg.init]
+        self.fc1 = Linear(d, m, kernel_init=init.kernel, bias_init=init.mlp_bias, dtype=cfg.dtype, rngs=rngs)
+        self.fc2 = Linear(m, d, kernel_init=init.kernel, bias_init=init.mlp_bias, dtype=cfg.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b n d"], dropout_keys: Key[Array, " b"] | None) -> Float[Array, "b n d"]:
         hidden = ACTIVATIONS[self.cfg.activation](constrain(self.fc1(x), "batch", None, "mlp"))

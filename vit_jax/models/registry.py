@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -36,8 +37,7 @@ def transformer_config(config: Config, section: Config, width: int) -> Transform
         layer_scale=section["layer_scale"],
         activation=model["activation"],
         norm_eps=model["norm_eps"],
-        fused_qkv_init=model["init"] == "mae",
-        mlp_bias_std=1e-6 if model["init"] == "google" else 0.0,
+        init=model["init"],
         compute_dtype=config["compute_dtype"],
         attention=config["attention"],
         remat=config["remat"],
@@ -58,12 +58,9 @@ def frozen_blocks(config: Config) -> int:
 
 def vit_config(config: Config, num_classes: int | None) -> ViTConfig:
     """The ViT that a configuration describes."""
-    model, mae_init = config["model"], config["model"]["init"] == "mae"
-    if model["init"] not in ("google", "mae"):
-        raise ValueError(f"Expected model.init 'google' or 'mae', got {model['init']!r}.")
-    width = model["hidden_size"]
-    stem = model["resnet"]
-    return ViTConfig(
+    model = config["model"]
+    width, stem = model["hidden_size"], model["resnet"]
+    made = ViTConfig(
         stem=None
         if stem["num_layers"] is None
         else ResNetConfig(
@@ -85,11 +82,18 @@ def vit_config(config: Config, num_classes: int | None) -> ViTConfig:
         positions=model["positions"],
         positions_std=model["positions_std"] or width**-0.5,
         train_positions=model["train_positions"],
-        patch_init="xavier" if mae_init else "lecun",
-        cls_std=0.02 if mae_init else 0.0,
         head_std=model["head_std"],
         head_bias=model["head_bias"],
     )
+    # Relative positions are of the grid, which only the whole ViT knows.
+    body = dataclasses.replace(
+        made.transformer,
+        key_bias=model["key_bias"],
+        relative_positions=model["relative_positions"],
+        grid=made.grid,
+        num_prefix=made.num_prefix,
+    )
+    return dataclasses.replace(made, transformer=body)
 
 
 def count_params(model_or_params: Any) -> int:

@@ -1,10 +1,11 @@
 """The Vision Transformer (Dosovitskiy et al. 2021; Google's models_vit.py and big_vision's vit.py), in named stages:
 
-patches -> placed -> encode -> pool -> head
+patches -> embed -> placed -> encode -> pool -> head
 
 Options cover its published relatives: hybrids (a ResNet stem before the patches), DeiT (a distillation token).
 
-The same object is the encoder of MAE: hidden patches are left out at `placed`, before they are projected.
+The same object is the encoder of what pre-trains it: MAE leaves hidden patches out before they are projected (`embed` and
+`placed` take the visible ones), others put a mask token in their place between `embed` and `placed`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from vit_jax.models.encoder import MapHead, Transformer
-from vit_jax.models.layers import BatchNorm, LayerNorm, Linear, TransformerConfig
+from vit_jax.models.layers import INITS, BatchNorm, LayerNorm, Linear, TransformerConfig
 from vit_jax.models.resnet import ResNetConfig, ResNetStem
 from vit_jax.ops.keys import fold
 from vit_jax.ops.masks import take
@@ -52,8 +53,6 @@ class ViTConfig:
     positions_std: float = 0.02  # learned: normal(0.02) in Google's ViT, 1/sqrt(d) in big_vision
     cls_position: bool = True  # False: the table has no row for the class token (big_vision, DeiT III)
     train_positions: bool = True  # sin-cos tables: False keeps them constant, as in MAE pre-training
-    patch_init: str = "lecun"  # Flax's convolution; MAE's view of it as a matrix
-    cls_std: float = 0.0  # class token: zeros in Google's, normal(0.02) in MAE
     head_std: float = 0.0  # head kernel: zeros in Google's; MAE fine-tuning 2e-5
     head_bias: float = 0.0
 
@@ -123,12 +122,12 @@ class ViT(nnx.Module):
         self.cfg = cfg
         body = cfg.transformer
         d, init = body.hidden_size, nnx.initializers
-        patch_init = init.xavier_uniform() if cfg.patch_init == "xavier" else init.lecun_normal()
+        first = INITS[body.init]
         if cfg.stem:
             self.stem = ResNetStem(cfg.stem, rngs=rngs)
-        self.embedding = Linear(cfg.patch_values, d, kernel_init=patch_init, dtype=body.dtype, rngs=rngs)
+        self.embedding = Linear(cfg.patch_values, d, kernel_init=first.patch, dtype=body.dtype, rngs=rngs)
         if cfg.has_cls:
-            self.cls = nnx.Param(cfg.cls_std * jax.random.normal(rngs.params(), (1, d)))
+            self.cls = nnx.Param(first.token(rngs.params(), (1, d), jnp.float32))
         if cfg.dist_token:
             self.dist = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, d)))
         if cfg.positions == "learn":
@@ -165,15 +164,18 @@ class ViT(nnx.Module):
             )
         return patchify(self.stem(images) if cfg.stem else images, cfg.patch_size)
 
+    def embed(self, patches: Float[Array, "b n p"], visible: Int[Array, "b k"] | None = None) -> Float[Array, "b k d"]:
+        """Project the visible patches (None: all) to tokens without positions."""
+        return self.embedding(patches if visible is None else take(patches, visible))
+
     def placed(
         self,
-        patches: Float[Array, "b n p"],
+        x: Float[Array, "b k d"],
         visible: Int[Array, "b k"] | None = None,
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t d"]:
-        """Project the visible patches (None: all), add their positions, prepend class and distillation token."""
+        """Add the positions of the visible patches (None: all), prepend class and distillation token."""
         cfg, table = self.cfg, self._positions()
-        x = self.embedding(patches if visible is None else take(patches, visible))
         if table is not None:
             body = jnp.broadcast_to(table[None, cfg.prefix_rows :], (x.shape[0], cfg.num_patches, x.shape[-1]))
             x = x + (body if visible is None else take(body, visible)).astype(x.dtype)
@@ -230,7 +232,7 @@ class ViT(nnx.Module):
     ) -> Float[Array, "b t d"]:
         """Encoded tokens of whole pictures."""
         keys = training_keys(train, keys)
-        tokens = self.placed(self.patches(images), keys=None if keys is None else fold(keys, 1_000_003))
+        tokens = self.placed(self.embed(self.patches(images)), keys=None if keys is None else fold(keys, 1_000_003))
         return self.encode(tokens, keys)
 
     def __call__(

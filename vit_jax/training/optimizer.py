@@ -19,7 +19,9 @@ FIRST_LAYER = r"(^|/)(embedding/|cls$|positions$|mask_token$)"
 BLOCKS = r"(^|/)transformer/blocks/"
 LAST_MLP = r"/(norm2|mlp|scale2)(/|$)"  # what `train_blocks=0.5` trains of the last block
 STATISTICS = r"(^|/)head_norm/"  # running means and variances: moved by the forward pass, never by a gradient
-VECTORS = r"(^|/)(bias|scale\d?)$"  # one-dimensional in the reference codes, also where they have head axes here
+VECTORS = (
+    r"(^|/)(bias|qv_bias|scale\d?)$"  # one-dimensional in the reference codes, also where they have head axes here
+)
 
 
 class Setting(NamedTuple):

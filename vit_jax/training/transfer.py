@@ -12,16 +12,19 @@ import numpy as np
 from vit_jax.contracts import Config, UserError
 from vit_jax.methods import method_of
 from vit_jax.models.registry import vit_config
-from vit_jax.ops.positions import Resampling, resample_table
+from vit_jax.ops.positions import Resampling, regridded
 
 # What a new task brings itself, beside what its method adds to the backbone. Sin-cos positions come from their formula
 # where the source kept none.
 FRESH = r"^(head_out/|head_dist/|head_norm/|pre_logits/|positions$)"
+# Relative positions that all blocks share become the first ones of each block's own (BEiT's and SimMIM's fine-tuning).
+SHARED = {"transformer/blocks/attention/relative_positions": "transformer/relative_positions"}
 # What decides an encoder's parameters and what it computes from a picture; it comes with the weights.
 ENCODER = (
     "model.patches.size", "model.resnet.num_layers", "model.resnet.width_factor", "model.hidden_size",
     "model.transformer.num_layers", "model.transformer.num_heads", "model.transformer.mlp_dim",
     "model.transformer.layer_scale", "model.positions", "model.cls_position", "model.activation", "model.norm_eps",
+    "model.key_bias", "model.relative_positions",
     "pp.channels", "pp.mean", "pp.std",
 )  # fmt: skip
 
@@ -58,6 +61,8 @@ def adopted(config: Config, source: Config, typed: frozenset[str]) -> tuple[Conf
     Fields in `typed` were set by hand and stay. A picture size belongs to its patches: where these change, it comes along.
     """
     theirs = {field: _settled(field, source) for field in ENCODER}
+    if "none" not in (config["model"]["relative_positions"], theirs["model.relative_positions"]):
+        del theirs["model.relative_positions"]  # a shared table moves into the blocks' own
     if not config["model"]["classifier"].startswith("token"):
         theirs["model.cls_token"] = _settled("model.cls_token", source)
     patches = "model.patches.size"
@@ -109,20 +114,19 @@ def transfer(
     wrong: list[str] = []
     used: set[str] = set()
     ours, theirs = method_of(config).prefix, method_of(source_config).prefix
+    grids = vit_config(source_config, None).grid, vit_config(config, None).grid
     for path, shape in target_shapes.items():
         bare = path.removeprefix(ours)
-        name = next((key for key in (path, theirs + bare) if key in source), None)
+        name = next((key for key in (path, theirs + bare, theirs + SHARED.get(bare, bare)) if key in source), None)
         new = not path.startswith(ours) or re.match(FRESH, bare) is not None
         if bare.startswith("norm/") and _pooled_norm(config) != _pooled_norm(source_config):
             fresh.append(path)  # the norm after pooling (fc_norm) is another layer than the final norm
         elif name is None or (new and source[name].shape != shape and bare != "positions"):
             (fresh if new else wrong).append(path)
         else:
-            value = source[name]
-            if bare == "positions":
-                value = resample_table(
-                    value, vit_config(source_config, None).grid, vit_config(config, None).grid, resampling
-                )
+            value = regridded(bare, source[name], *grids, resampling)
+            if bare in SHARED and not name.endswith(bare):
+                value = np.broadcast_to(value[None], (shape[0], *value.shape))
             if value.shape == shape:
                 params[path] = value
                 used.add(name)
