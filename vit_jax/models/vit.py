@@ -231,9 +231,13 @@ class ViT(nnx.Module):
         self, images: Float[Array, "b H W c"], *, train: bool = False, keys: Key[Array, " b"] | None = None
     ) -> Float[Array, "b t d"]:
         """Encoded tokens of whole pictures."""
-        keys = training_keys(train, keys)
-        tokens = self.placed(self.embed(self.patches(images)), keys=None if keys is None else fold(keys, 1_000_003))
-        return self.encode(tokens, keys)
+        return self.contextual(self.embed(self.patches(images)), training_keys(train, keys))
+
+    def contextual(
+        self, embedded: Float[Array, "b n d"], keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b t d"]:
+        """Embedded patches, some perhaps replaced, through positions, blocks and norm."""
+        return self.encode(self.placed(embedded, keys=None if keys is None else fold(keys, 1_000_003)), keys)
 
     def __call__(
         self, images: Float[Array, "b H W c"], *, train: bool = False, keys: Key[Array, " b"] | None = None

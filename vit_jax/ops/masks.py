@@ -85,6 +85,16 @@ def grid_scores(keys: Key[Array, " b"], grid: tuple[int, int]) -> Float[Array, "
     return jnp.asarray(corner, jnp.float32)[None, :] + 0.5 * random_scores(keys, grid)
 
 
+def unit_mask(
+    keys: Key[Array, " b"], grid: tuple[int, int], unit: tuple[int, int], num_hidden: int
+) -> Bool[Array, "b n"]:
+    """Hides `num_hidden` squares of `unit` patches each, any set of them equally likely (SimMIM's MaskGenerator)."""
+    coarse = (grid[0] // unit[0], grid[1] // unit[1])
+    order = jnp.argsort(random_scores(keys, coarse), axis=-1)
+    hidden = (jnp.argsort(order, axis=-1) < num_hidden).reshape(-1, *coarse)
+    return jnp.repeat(jnp.repeat(hidden, unit[0], axis=1), unit[1], axis=2).reshape(-1, grid[0] * grid[1])
+
+
 SCORES = {"random": random_scores, "block": block_scores, "grid": grid_scores}
 
 
