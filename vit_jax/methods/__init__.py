@@ -53,5 +53,5 @@ def located(objective: str) -> str:
     near = difflib.get_close_matches(objective, METHODS, n=1)
     raise UserError(
         f"Expected config.objective of {', '.join(METHODS)}, or your own as package.module:NAME, got {objective!r}"
-        f"{f': did you mean {near[0]}?' if near else '.'}"
+        f"{f'; did you mean {near[0]}?' if near else '.'}"
     )

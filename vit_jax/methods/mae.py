@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from vit_jax.contracts import Config
 from vit_jax.methods.drawing import filled_in
+from vit_jax.methods.masked import over
 from vit_jax.methods.method import Drawing, Inputs, Means, Method, Objective
 from vit_jax.models.encoder import Transformer
 from vit_jax.models.layers import LayerNorm, Linear, TransformerConfig
@@ -23,7 +24,7 @@ from vit_jax.models.vit import ViT, ViTConfig, positions_table, training_keys
 from vit_jax.ops.keys import fold, key_for
 from vit_jax.ops.losses import patch_errors
 from vit_jax.ops.masks import Mask, make_mask, take
-from vit_jax.ops.means import Mean, weighted
+from vit_jax.ops.means import Mean
 from vit_jax.ops.patches import grid_of, patchify
 from vit_jax.ops.pixels import normalise, normalise_patches, patch_statistics
 
@@ -143,15 +144,9 @@ def objective(config: Config, num_classes: int | None) -> Objective:
         predicted = model(inputs["images"], mask, train=train, keys=keys)
         patches = model.encoder.patches(inputs["images"])
         target = normalise_patches(patches) if mae["normalised_target"] else patches
-        hidden = mask.hidden.astype(jnp.float32)
-        count = jnp.sum(hidden, axis=-1)
-
-        def over_hidden(errors: Array) -> Mean:
-            per_example = weighted(jnp.sum(errors * hidden, axis=-1), weight)
-            return Mean(per_example.total, count * weight)
-
         flat = jnp.broadcast_to(jnp.mean(target, axis=-1, keepdims=True), target.shape)
-        return over_hidden(patch_errors(predicted, target)), {"baseline": over_hidden(patch_errors(flat, target))}
+        loss, baseline = (over(mask.hidden, patch_errors(guess, target), weight) for guess in (predicted, flat))
+        return loss, {"baseline": baseline}
 
     return Objective(prepare, losses)
 

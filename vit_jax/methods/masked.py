@@ -31,7 +31,7 @@ class Masked(nnx.Module):
     ):
         if cfg.stem:
             raise UserError(
-                "Expected an encoder on pixels, got a hybrid, whose stem would show hidden patches to their neighbours: leave "
+                "Expected an encoder on pixels, got a hybrid, whose stem would show hidden patches to others: leave "
                 "model.resnet.num_layers at None."
             )
         self.cfg = cfg
@@ -51,7 +51,7 @@ class Masked(nnx.Module):
         train: bool = False,
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b n o"]:
-        """Answers for every patch, float32; `hidden` patches are replaced, others taken from place `source` (None: their own)."""
+        """Answers for every patch, float32. `hidden` ones are replaced, others come from place `source` (None: their own)."""
         x = self.encoder.embed(self.encoder.patches(images))
         x = x if source is None else take(x, source)
         x = jnp.where(hidden[:, :, None], self.mask_token[...].astype(x.dtype)[None], x)
