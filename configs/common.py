@@ -165,6 +165,10 @@ OPTIMISER = {
     "base_lr": Field(0.03, number(0, usual=(1e-9, 10)), "the learning rate after warm-up"),
     "lr_scaling": Field(None, optional(number(above=0)), "lr = base_lr * batch / lr_scaling; None: lr = base_lr"),
     "end_lr": Field(0.0, number(0), "the learning rate at the end of the decay"),
+    "warmup_lr": Field(0.0, number(0), "the learning rate at the start of the warm-up"),
+    "schedule": Field(
+        "google", one_of("google", "beit", "simmim"), "how steps are counted, to the step as the reference codes have it"
+    ),
     "decay_type": Field("cosine", one_of("cosine", "linear", "constant", "step"), "the learning rate after warm-up"),
     "decay_boundaries": Field((), several(number(0, 1)), '"step": shares of the progress'),
     "decay_factor": Field(0.1, number(above=0, usual=(0, 1)), '"step": at each of them'),
@@ -269,18 +273,20 @@ def choose(config: ml_collections.ConfigDict, objective: str, fields: Mapping[st
         config.objective = objective
 
 
+def pretraining_methods() -> list[str]:
+    """Methods that digits.py and folder.py can pre-train by: their recipes say how in DIGITS and FOLDER."""
+    files = sorted(pathlib.Path(__file__).parent.glob("*.py"))
+    return [file.stem for file in files if "\nFOLDER = {" in file.read_text()]
+
+
 def pretraining(method: str) -> ModuleType:
-    """The recipe of a method that pre-trains: FIELDS, and what digits.py (DIGITS) and folder.py (FOLDER) set for it.
+    """The recipe of a method to pre-train by.
 
     Raises:
       ValueError: no such recipe; the error lists those there are.
     """
-    found = {}
-    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
-        if "\nFOLDER = {" in path.read_text():
-            found[path.stem] = path
-    if method not in found:
-        raise ValueError(f"Expected a method of {', '.join(found)} to pre-train by, got {method!r}.")
+    if method not in pretraining_methods():
+        raise ValueError(f"Expected a method of {', '.join(pretraining_methods())} to pre-train by, got {method!r}.")
     return importlib.import_module(f"configs.{method}")
 
 

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 120.0  # seconds from a signal after which a trial is a hang
+LAST_WORDS = 5.0  # seconds from a signal within which a run that was at its end may end as if nothing had come
 ENDS = {"INT": (130, 0), "TERM": (143, 0), "KILL": (-9, 0)}  # exit statuses; 0: saved (TERM), or it was finished
 FIELDS = {
     "total_steps": 150, "warmup_steps": 5, "batch": 8, "batch_eval": 90, "model.hidden_size": 16, "eval_every": 35,
@@ -116,6 +117,7 @@ def interrupt(name: str, at: float, workdir: Path, folder: Path) -> Trial | None
     wrong = ["hung"] if status is None else []
     if not early:
         wrong += [f"status {status}"] if status is not None and status not in ENDS[name] else []
+        wrong += ["ran on to the end"] if status == 0 and name == "INT" and took > LAST_WORDS else []
         wrong += ["traceback"] if "Traceback" in words or "Fatal Python error" in words else []
     return Trial(at, early, status, took, wrong)
 
@@ -185,6 +187,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where runs are made and failures stay; a new temporary one")
     args = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of this process, which reads checkpoints
+    # A shell starts what it puts into the background deaf to Ctrl-C, and so would be the runs that are sent it here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = args.folder or Path(tempfile.mkdtemp(prefix="interruptions-"))
     folder.mkdir(parents=True, exist_ok=True)
     trials = run(args.signal, args.count, at_a_time=args.at_a_time, seed=args.seed, folder=folder)

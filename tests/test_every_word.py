@@ -54,7 +54,7 @@ def with_fields(config, fields):
 @pytest.mark.parametrize(("stage", "fields"), WORDS, ids=lambda given: str(given)[:60])
 def test_every_word_becomes_a_step(small, stage, fields):
     config = with_fields(small(stage, batch=8), fields)
-    classes = 7 if config.objective == "classify" else None
+    classes = 7 if method_of(config).labels else None
     mesh = sharding.make_mesh({"data": 2}, jax.devices()[:2])
     objective = method_of(config).objective(config, classes)
     program = make_program(config, objective, make_schedule(config, 4, 0), classes, mesh)

@@ -21,13 +21,13 @@ from vit_jax.training.step import make_program
 REVIEWED = Path(__file__).parent / "reviewed"
 RECIPES = ["mae.py:b16", "mae_finetune.py:b16", "mae_finetune.py:l16", "mae_finetune.py:h14", "mae_linprobe.py:b16",
            "mae_partial.py:b16,0.5", "mae_partial.py:l16,4", "vit.py:b16,cifar10", "augreg.py:R26_S_32",
-           "vit_scratch.py:s16"]  # fmt: skip
+           "vit_scratch.py:s16", "simmim.py:b16", "simmim_finetune.py:b16"]  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_rates_and_decays_are_the_reviewed_ones(recipe, request):
     config = configuration.load(recipe)
-    shapes = nnx.split(jax.eval_shape(lambda: build(config, None if config.objective == "mae" else 1000)))[1]
+    shapes = nnx.split(jax.eval_shape(lambda: build(config, 1000 if method_of(config).labels else None)))[1]
     table = print_table(settings_table(shapes, config))
     path = REVIEWED / f"{recipe.replace('.py:', '-').replace(',', '-')}.txt"
     if request.config.getoption("--refresh-reviewed"):

@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
 def one_step(config, sizes, given=None):
     """Report, gradients (by a step of plain SGD with rate 1) and test metrics of one step."""
-    classes = None if config.objective == "mae" else 10
+    classes = 10 if method_of(config).labels else None
     config.update({"optim": "sgd", "momentum": 0.0, "base_lr": 1.0, "lr_scaling": None, "decay_type": "constant"})
     config.update({"weight_decay": 0.0, "grad_norm_clip": None, "ema": None, "optim_dtype": "float32"})
     mesh = sharding.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])

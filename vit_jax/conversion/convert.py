@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.contracts import Config, UserError, first_line
-from vit_jax.conversion import google, huggingface, timm
+from vit_jax.conversion import beit, google, huggingface, timm
 from vit_jax.conversion.fetching import fetch
 from vit_jax.conversion.files import open_archive, write_tensors
 from vit_jax.conversion.rules import Fixed, Rule, Shape, to_ours, to_theirs
@@ -24,8 +24,8 @@ from vit_jax.models.registry import pair, vit_config
 from vit_jax.ops.paths import flat_params
 from vit_jax.ops.positions import Resampling, regridded
 
-SOURCES: tuple[ModuleType, ...] = (google, timm, huggingface)  # asked in this order whether a file is theirs
-FORMATS = ("google", "timm", "mae", "hf")
+SOURCES: tuple[ModuleType, ...] = (google, beit, timm, huggingface)  # asked in this order whether a file is theirs
+FORMATS = ("google", "timm", "mae", "beit", "hf")
 GIVEN = ("num_heads", "decoder_num_heads", "stored_size", "normalised_target", "any_numbers")
 # Buffers that some versions wrote and that hold no weights.
 IGNORED = ("embeddings.position_ids",)
@@ -69,8 +69,8 @@ def read(path: str | Path, completed: Callable[[Any], dict[str, Any]], **given: 
     if source is None:
         named = ", ".join(name[:100] for name in list(archive.tensors)[:5])
         raise UserError(
-            f"Expected weights with Google's, timm's, MAE's, DeiT's or Hugging Face's names in {local}, got {named}, ...: "
-            "this format is not known."
+            f"Expected weights with Google's, timm's, MAE's, DeiT's, BEiT's or Hugging Face's names in {local}, got {named}, "
+            "...: this format is not known."
         )
     by_hand = Told(given, "what was given")
     any_numbers = by_hand.truth("any_numbers", False)
@@ -144,7 +144,8 @@ def refit(
 
 
 def write(weights: Weights, path: str | Path, to: str, *, dtype: str = "float32") -> list[str]:
-    """Write in the format `to` (FORMATS): "google" .npz, "timm" .safetensors or .pth, "mae" .pth, "hf" a folder.
+    """Write in the format `to` (FORMATS): "google" .npz, "timm" .safetensors or .pth, "mae" and "beit" .pth,
+    "hf" a folder.
 
     Returns the names written. `dtype="bfloat16"` halves the file (not for .npz, which has no such type).
 
@@ -167,15 +168,16 @@ def write(weights: Weights, path: str | Path, to: str, *, dtype: str = "float32"
         "google": lambda: google.rules(config, classes, big_vision=big_vision),
         "timm": lambda: timm.rules(config, classes),
         "mae": lambda: timm.rules(config, classes, to="mae"),
+        "beit": lambda: beit.rules(config, classes),
     }
     if to not in tables:
         raise UserError(f"Expected a format of {', '.join(FORMATS)}, got {to!r}.")
-    suffixes = {"google": (".npz",), "timm": (".safetensors", ".pth"), "mae": (".pth", ".safetensors")}[to]
+    suffixes = {"google": (".npz",), "timm": (".safetensors", ".pth")}.get(to, (".pth", ".safetensors"))
     if path.suffix not in suffixes:
         raise UserError(f"Expected a destination of {' or '.join(suffixes)} for --to {to}, got {path.name}.")
     table: list[Rule | Fixed] = tables[to]()
     tensors = to_theirs(weights.params, table)
-    write_tensors(path, rounded(tensors, dtype), wrapped=to == "mae")
+    write_tensors(path, rounded(tensors, dtype), wrapped=to in ("mae", "beit"))
     return sorted(tensors)
 
 

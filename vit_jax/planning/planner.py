@@ -123,7 +123,7 @@ def _model_flops(config: Config, num_classes: int | None, mesh: Any, traced: int
     plain: Any = copy.deepcopy(config)
     plain.remat = "none"
     objective = method_of(plain).objective(plain, num_classes)
-    program = make_program(plain, objective, lambda step: jnp.float32(0), num_classes, mesh)
+    program = make_program(plain, objective, make_schedule(plain, 1000, 0), num_classes, mesh)
     return count_flops(program.step, program.abstract, batch, SEED)
 
 

@@ -115,7 +115,7 @@ def _per_parameter(params: Any, table: Mapping[str, Setting], field: str) -> Any
 
 
 def make_optimizer(params: Any, config: Config) -> optax.GradientTransformation:
-    """clip -> adam | momentum -> + decay * theta -> x layer scale. The step multiplies by -lr(step).
+    """clip -> adam | momentum -> + decay * theta. The step multiplies by `lr_scales` and -lr(step).
 
     Weight decay is PyTorch's (decoupled, times the learning rate), so big_vision's absolute decays are divided by
     their rate in the configs.
@@ -136,9 +136,12 @@ def make_optimizer(params: Any, config: Config) -> optax.GradientTransformation:
         raise UserError(f"Expected optim 'adamw', 'sgd' or 'lars', got {kind!r}: change optim.")
     if config["weight_decay"] and kind != "lars":
         parts.append(_add_decay(_per_parameter(params, table, "weight_decay")))
-    if any(setting.lr_scale != 1.0 for setting in table.values()):
-        parts.append(_scale_by(_per_parameter(params, table, "lr_scale")))
     return optax.chain(*parts)
+
+
+def lr_scales(params: Any, config: Config) -> Any:
+    """A tree like `params`: the factor on each parameter's learning rate, by layer decay and by what trains at all."""
+    return _per_parameter(params, settings_table(params, config), "lr_scale")
 
 
 def _add_decay(decays: Any) -> optax.GradientTransformation:
@@ -161,7 +164,3 @@ def _trust_ratio(coefficient: float) -> optax.GradientTransformation:
         return update * jnp.where(usable, coefficient * theta / jnp.where(usable, size, 1.0), 1.0)
 
     return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(leaf, updates, params))
-
-
-def _scale_by(scales: Any) -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, params: jax.tree.map(lambda u, scale: u * scale, updates, scales))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -10,7 +11,19 @@ from jaxtyping import Array, Float, Int
 from vit_jax.contracts import Config, UserError
 
 Shape = Callable[[Float[Array, ""]], Float[Array, ""]]
-Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
+Rate = Callable[[Int[Array, ""] | int], Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate of a step; the part of it, if any, that all parameters share, whatever their layer decay."""
+
+    rate: Rate
+    shared: Rate | None = None
+
+    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        return self.rate(step)
+
 
 # progress in [0, 1] after the warm-up -> factor between 1 (base_lr) and 0 (end_lr)
 SHAPES: dict[str, Shape] = {
@@ -33,9 +46,12 @@ def step_shape(boundaries: tuple[float, ...], factor: float) -> Shape:
 def make_schedule(config: Config, total_steps: int, warmup_steps: int) -> Schedule:
     """The learning rate of a step, counted from 0, as `config` says (`decay_type`, `end_lr`, `base_lr`, `lr_scaling`).
 
-    Warm-up: lr * step / warmup_steps, so the first step has rate 0 (MAE util/lr_sched.py; Google's utils.py).
+    `config.schedule` says how steps are counted: "google": warm-up from `warmup_lr` at step 0, decay from its end on (MAE
+    util/lr_sched.py; Google's utils.py). "beit": the same, the warm-up reaching the peak one step earlier (a linspace with
+    both ends; unilm/beit utils.py). "simmim": one step late, as its scheduler is called after the optimiser with the same
+    number, the decay counted from step 0, and layer decay acting on the peak alone, not on `warmup_lr` and `end_lr`.
     """
-    kind = config["decay_type"]
+    kind, origin = config["decay_type"], config["schedule"]
     if kind == "step":
         shape = step_shape(tuple(config["decay_boundaries"]), config["decay_factor"])
     elif kind in SHAPES:
@@ -47,15 +63,27 @@ def make_schedule(config: Config, total_steps: int, warmup_steps: int) -> Schedu
             f"Expected fewer warm-up steps than the {total_steps} steps of the run, got {warmup_steps}: "
             "change warmup_steps or total_steps."
         )
-    peak, end = peak_lr(config), config["end_lr"]
+    start, peak, end = config["warmup_lr"], peak_lr(config), config["end_lr"]
+    late = origin == "simmim"
+    rising = max(warmup_steps - (origin == "beit"), 1)
 
-    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
+    def counted(step: Int[Array, ""] | int) -> Float[Array, ""]:
         step = jnp.asarray(step, jnp.float32)
-        progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
-        decayed = end + (peak - end) * shape(progress)
-        return jnp.where(step < warmup_steps, peak * step / max(warmup_steps, 1), decayed)
+        return jnp.maximum(step - 1, 0) if late else step
 
-    return schedule
+    def decay(step: Float[Array, ""]) -> Float[Array, ""]:
+        first = 0 if late else warmup_steps
+        return shape(jnp.clip((step - first) / max(total_steps - first, 1), 0.0, 1.0))
+
+    def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step = counted(step)
+        return jnp.where(step < warmup_steps, start + (peak - start) * step / rising, end + (peak - end) * decay(step))
+
+    def shared(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step = counted(step)
+        return jnp.where(step < warmup_steps, start * (1 - step / rising), end * (1 - decay(step)))
+
+    return Schedule(rate, shared if late else None)
 
 
 def peak_lr(config: Config) -> float:

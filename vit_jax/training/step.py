@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -19,7 +20,7 @@ from vit_jax.methods.method import Objective
 from vit_jax.ops.keys import key_for
 from vit_jax.ops.means import Mean, merge_all
 from vit_jax.ops.paths import flat_params, path_name
-from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.optimizer import lr_scales, make_optimizer
 from vit_jax.training.schedules import Schedule
 
 
@@ -126,7 +127,8 @@ def make_step(
         norm, rate = optax.tree.norm(grads), schedule(state.step)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        shared = None if schedule.shared is None else schedule.shared(state.step)
+        params = descended(state.params, updates, lr_scales(state.params, config), rate, shared)
         params = jax.tree_util.tree_map_with_path(lambda path, p: statistics.get(path_name(path), p), params)
         # A finite gradient can still give infinite numbers, which no later step would heal.
         finite = jnp.isfinite(loss.total) & jnp.isfinite(norm) & all_finite((params, opt_state))
@@ -142,6 +144,20 @@ def make_step(
         return new_state, Report({"loss": loss, **metrics}, rate, norm, finite, in_row)
 
     return step
+
+
+def descended(params: Any, updates: Any, scales: Any, rate: Float[Array, ""], shared: Float[Array, ""] | None) -> Any:
+    """params - rate * scale * update. A `shared` part of the rate goes to all that train, unscaled."""
+
+    def leaf(param: Array, update: Array, scale: Any) -> Array:
+        if isinstance(scale, float) and scale == 1.0:
+            return param - rate * update
+        if shared is None:
+            return param - rate * (update * scale)
+        trains = np.asarray(scale) != 0
+        return param - jnp.where(trains, shared + (rate - shared) * scale, 0.0) * update
+
+    return jax.tree.map(leaf, params, updates, scales)
 
 
 def all_finite(tree: Any) -> Array:
