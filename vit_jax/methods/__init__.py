@@ -18,6 +18,7 @@ METHODS = {
     "classify": "vit_jax.methods.classification:METHOD",
     "mae": "vit_jax.methods.mae:METHOD",
     "simmim": "vit_jax.methods.simmim:METHOD",
+    "patch_prediction": "vit_jax.methods.patch_prediction:METHOD",
 }
 
 
