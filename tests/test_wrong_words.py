@@ -152,7 +152,7 @@ def test_load_refuses_in_a_sentence(given, places):
 
 
 def test_every_field_holds_its_default_and_says_what_it_is():
-    for name, field in configuration.fields().items():
+    for name, field in configuration.all_fields().items():
         assert field.kind.holds(field.default), name
         assert field.kind.usual(field.default), name
         assert field.meaning, name
@@ -163,7 +163,8 @@ def test_every_field_holds_its_default_and_says_what_it_is():
 
 def test_words_of_the_table_are_the_words_of_the_code():
     from vit_jax.data.transforms import FILTERS, TRAIN_CROPS
-    from vit_jax.models.layers import ACTIVATIONS, MULTIPLE_OF_TOKENS
+    from vit_jax.methods import patch_prediction
+    from vit_jax.models.layers import ACTIVATIONS, INITS, MULTIPLE_OF_TOKENS
     from vit_jax.models.vit import CLASSIFIERS, POSITIONS
     from vit_jax.ops.losses import LOSSES
     from vit_jax.ops.masks import SCORES
@@ -172,9 +173,9 @@ def test_words_of_the_table_are_the_words_of_the_code():
     tables = {
         "pp.interpolation": FILTERS, "pp.train_crop": TRAIN_CROPS, "model.activation": ACTIVATIONS,
         "attention": MULTIPLE_OF_TOKENS, "model.classifier": CLASSIFIERS, "model.positions": POSITIONS, "loss": LOSSES,
-        "mae.mask": SCORES, "decay_type": [*SHAPES, "step"],
+        "mae.mask": SCORES, "model.init": INITS, "patch_prediction.target": [*patch_prediction.CELLS, "pixels"], "decay_type": [*SHAPES, "step"],
     }  # fmt: skip
     for field, words in tables.items():
-        kind = configuration.fields()[field].kind
+        kind = configuration.all_fields()[field].kind
         assert all(kind.holds(word) for word in words), field
         assert kind.words.count("'") == 2 * len(words), field

@@ -207,20 +207,20 @@ def known(field: str, objective: str = "classify") -> Any:
             f"Expected a field of objective {objective!r}, got {field}, which belongs to objective {owner!r}: leave it out, "
             f"or set config.objective={owner}."
         )
-    near = difflib.get_close_matches(field, table, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(field, all_fields() | table, n=1, cutoff=0.0)
     raise UserError(f"Expected a known config field, got {field!r}: did you mean {near[0]!r}?")
 
 
 def check(config: Config) -> None:
     """Raise `UserError` for a field that its method does not have, that is missing, or that holds no such value."""
     given = dict(flatten(config))
-    objective = _table().FIELDS["objective"].kind
-    if not objective.holds(given.get("objective")):
-        raise UserError(f"Expected config.objective to be {objective.words}, got {shown(given.get('objective'))}.")
+    objective, words = given.get("objective", "classify"), _table().FIELDS["objective"].kind
+    if not words.holds(objective):
+        raise UserError(f"Expected config.objective to be {words.words}, got {shown(objective)}.")
     for field, value in given.items():
-        if not (kind := known(field, given["objective"]).kind).holds(value):
+        if not (kind := known(field, objective).kind).holds(value):
             raise UserError(f"Expected config.{field} to be {kind.words}, got {shown(value)}.")
-    missing = sorted(set(fields(given["objective"])) - set(given))
+    missing = sorted(set(fields(objective)) - set(given))
     if missing:
         raise UserError(f"Expected the config fields {missing}, they are missing: start from configs/common.py.")
 
