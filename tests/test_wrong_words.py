@@ -173,7 +173,8 @@ def test_words_of_the_table_are_the_words_of_the_code():
     tables = {
         "pp.interpolation": FILTERS, "pp.train_crop": TRAIN_CROPS, "model.activation": ACTIVATIONS,
         "attention": MULTIPLE_OF_TOKENS, "model.classifier": CLASSIFIERS, "model.positions": POSITIONS, "loss": LOSSES,
-        "mae.mask": SCORES, "model.init": INITS, "patch_prediction.target": [*patch_prediction.CELLS, "pixels"], "decay_type": [*SHAPES, "step"],
+        "mae.mask": SCORES, "model.init": INITS, "patch_prediction.target": [*patch_prediction.CELLS, "pixels"],
+        "decay_type": [*SHAPES, "step"],
     }  # fmt: skip
     for field, words in tables.items():
         kind = configuration.all_fields()[field].kind
