@@ -114,8 +114,15 @@ def test_flags_in_columns_are_the_same_labels_as_words(folders, tmp_path):
 
 def test_a_byte_order_mark_quotes_and_spaces_are_no_matter(tmp_path):
     paint(tmp_path / "in" / "deep", 4)
-    table = '\ufefffile,label\r\n"deep/000.png", "a,b"\r\n./deep/001.png,cat\r\n\r\ndeep/002.png,cat\r\ndeep/003.png,"a,b"\r\n'
-    (tmp_path / "in" / "labels.csv").write_text(table.replace(', "', ',"'), encoding="utf-8")
+    lines = [
+        "\ufefffile,label",
+        '"deep/000.png","a,b"',
+        "./deep/001.png, cat ",
+        "",
+        "deep/002.png,cat",
+        'deep/003.png,"a,b"',
+    ]
+    (tmp_path / "in" / "labels.csv").write_bytes("\r\n".join(lines).encode())
     found = open_source(str(tmp_path / "in"), "train", labels=Labels())
     assert found.class_names == ("a,b", "cat")
 
@@ -147,7 +154,7 @@ def test_a_seeded_split_keeps_a_training_picture_of_every_class(tmp_path):
         f"{name},{'all' if n % 3 else 'some'}{',rare' if n in (7, 8) else ''}\n" for n, (name, *_) in enumerate(rows)
     )
     (tmp_path / "in" / "labels.csv").write_text(table)
-    for seed in range(20):
+    for seed in range(5):
         parts = [open_source(str(tmp_path / "in"), split, seed=seed, labels=MULTI) for split in ("train", "test")]
         counted = [sum(part[index].label for index in range(len(part))) for part in parts]
         assert counted[0][1] == 1  # "rare": one of two on each side
@@ -213,7 +220,7 @@ def test_bad_tables_are_one_sentence_and_write_nothing(case, tmp_path, small):
 
 
 WRONG = {
-    "labels of another kind": ({"dataset": "digits", "task": "multilabel", "pp.channels": 1}, "task 'multilabel'.*one class a picture"),
+    "labels of another kind": ({"dataset": "fake", "task": "multilabel"}, "task 'multilabel'.*one class a"),
     "a loss of another task": ({"task": "regression", "loss": "softmax"}, "l2, huber for task 'regression'"),
     "a column that is not there": ({"task": "regression", "label_columns": ("weight",)}, "no weight but light, shift"),
     "weights of numbers": ({"task": "regression", "class_weights": "balanced"}, "class_weights None"),
@@ -242,7 +249,7 @@ def scores_and_labels(classes=4, rows=23, seed=0):
 
 def mean_of(objective, logits, batch, *, train):
     """The loss and metrics of these outputs, as a step divides them, and the gradient of the loss."""
-    inputs = objective.prepare(batch, jax.random.key(0), train)
+    inputs = objective.prepare(jax.tree.map(jnp.asarray, batch), jax.random.key(0), train)
 
     def loss(logits):
         mean, found = objective.losses(lambda images, **_: logits, inputs, None, train)
@@ -274,7 +281,7 @@ LOSSES = {
     ),
     "weighted multilabel": (
         {"task": "multilabel", "class_weights": (1.0, 2.0, 0.25, 3.0)},
-        lambda out, y: 4 * torch.nn.functional.binary_cross_entropy_with_logits(out, y, pos_weight=torch.tensor([1.0, 2.0, 0.25, 3.0])),
+        lambda out, y: 4 * torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 0.25, 3.0]))(out, y),
     ),
     "smoothed multilabel": (
         {"task": "multilabel", "label_smoothing": 0.2},

@@ -60,7 +60,10 @@ def objective(config: Config, num_classes: int | None) -> Objective:
             images, targets = mix(key, images, targets, batch.weight, mixup=config["mixup"], cutmix=config["cutmix"])
         return {"images": images, "targets": targets, "label": batch.label, "weight": batch.weight}
 
-    def losses(model: ViT, inputs: Inputs, keys: Key[Array, " b"] | None, train: bool) -> tuple[Mean, Means]:
+    # The model is asked once, for logits: evaluation/answers.py listens to what it says.
+    def losses(
+        model: Callable[..., Array], inputs: Inputs, keys: Key[Array, " b"] | None, train: bool
+    ) -> tuple[Mean, Means]:
         logits = model(inputs["images"], train=train, keys=keys)
         label, weight = inputs["label"], inputs["weight"]
         return loss_of(logits, inputs["targets"], weight, train), metrics_of(logits, label, weight)
