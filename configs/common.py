@@ -194,8 +194,41 @@ OPTIMISER = {
 }  # fmt: skip
 
 LOSS = {
-    "loss": Field("softmax", one_of("softmax", "sigmoid"), "of classification"),
-    "label_smoothing": Field(0.0, number(0, below=1, usual=(0, 0.5)), "share of the target spread over all classes"),
+    "task": Field(
+        "classes",
+        one_of("classes", "multilabel", "regression"),
+        "what a label is: one class, any number of classes, one number or more",
+    ),
+    "label_columns": Field(
+        (),
+        several(text("a name", r"[^\0]+")),
+        "columns of labels.csv, or features of a TFDS set, with the labels; (): all columns, the feature label or labels",
+    ),
+    "loss": Field(
+        None,
+        optional(one_of("softmax", "sigmoid", "l2", "huber")),
+        "None: softmax for classes, sigmoid for multilabel, l2 for regression",
+    ),
+    "class_weights": Field(
+        None,
+        optional(either(one_of("balanced"), several(number(above=0)))),
+        '"balanced": by how often each is a label in training; with sigmoid, of the pictures that have the class',
+    ),
+    "label_smoothing": Field(
+        0.0,
+        number(0, below=1, usual=(0, 0.5)),
+        "share of the target spread over all classes, over yes and no in multilabel",
+    ),
+    "threshold": Field(0.5, number(above=0, below=1), "multilabel: probability from which on a class counts as there"),
+    "target_mean": Field(
+        None,
+        optional(several(number())),
+        "regression: taken off the numbers to learn; None: mean of the training labels",
+    ),
+    "target_std": Field(
+        None, optional(several(number(above=0))), "regression: they are divided by this; None: of the training labels"
+    ),
+    "huber_delta": Field(1.0, number(above=0), "error, in deviations, from which on huber grows linearly"),
     "mixup": Field(0.0, number(0, usual=(0, 10)), "Beta parameter; 0: off"),
     "cutmix": Field(0.0, number(0, usual=(0, 10)), "Beta parameter; 0: off"),
 }

@@ -11,10 +11,10 @@ from vit_jax import UserError, sharding
 from vit_jax.contracts import Batch, Record
 from vit_jax.data.transforms import FILTERS, TRAIN_CROPS, Preprocess
 from vit_jax.methods import method_of
+from vit_jax.methods.classification import TASKS
 from vit_jax.models.encoder import REMAT_POLICIES
 from vit_jax.models.layers import ACTIVATIONS
 from vit_jax.models.vit import CLASSIFIERS, POSITIONS
-from vit_jax.ops.losses import LOSSES
 from vit_jax.ops.masks import SCORES
 from vit_jax.training.schedules import SHAPES, make_schedule
 from vit_jax.training.step import SEED, make_program
@@ -25,7 +25,7 @@ TOKEN = {"model.classifier": "token", "model.norm_after_pool": False}
 
 # (stage, {field: value}); dotted fields as on the command line
 WORDS = [
-    *(("scratch", {"optim": optim, "loss": loss}) for optim in OPTIMISERS for loss in LOSSES),
+    *(("scratch", {"optim": optim, "loss": loss}) for optim in OPTIMISERS for loss in TASKS["classes"]),
     *(("scratch", {"remat": word, "unroll": 2}) for word in ("none", *REMAT_POLICIES)),
     *(("scratch", TOKEN | {"model.classifier": word}) for word in CLASSIFIERS if word not in UNPOOLED),
     *(("scratch", {"model.positions": word, "model.train_positions": word != "sincos2d"}) for word in POSITIONS),

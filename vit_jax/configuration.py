@@ -271,6 +271,8 @@ def completed(stored: Config) -> dict[str, Any]:
         return filled
 
     there = {field: stored[field] for field in stored}
+    if "task" not in there and there.get("loss") == "softmax":
+        there["loss"] = None  # its default, written out by earlier versions
     objective, defaults = there.get("objective", "classify"), default_fields()
     choose(defaults, objective)
     others = set(METHODS) - {objective}

@@ -39,10 +39,13 @@ class UserError(ValueError):
 
 
 class Record(NamedTuple):
-    """One example as a source holds it: an encoded or decoded picture, and a class id (-1: no label)."""
+    """One example as a source holds it: an encoded or decoded picture, and its label.
+
+    The label is a class id (-1: none), or a vector: 1 for every class that is there and 0 for the others, or numbers.
+    """
 
     image: bytes | UInt8[np.ndarray, "H W c"] | Image
-    label: int
+    label: int | Float32[np.ndarray, " c"]
     name: str  # where it came from, for messages: a path, or "dataset[index]"
 
 
@@ -50,8 +53,20 @@ class Batch(NamedTuple):
     """What the host hands to the device. `weight` is 0 for rows that only fill up the last batch, else 1."""
 
     image: UInt8[np.ndarray, "b H W c"]
-    label: Int32[np.ndarray, " b"]
+    label: Int32[np.ndarray, " b"] | Float32[np.ndarray, "b c"]
     weight: Float32[np.ndarray, " b"]
+
+
+def blank_labels(
+    like: int | Float32[np.ndarray, " c"], rows: int
+) -> Int32[np.ndarray, " b"] | Float32[np.ndarray, "b c"]:
+    """Zeros for the labels of a batch whose records have labels `like` this one."""
+    return np.zeros((rows, *np.shape(like)), np.float32 if np.ndim(like) else np.int32)
+
+
+def label_like(config: Config, num_classes: int | None) -> int | Float32[np.ndarray, " c"]:
+    """A label such as the task of `config` has, where no data set is asked: for plans and benchmarks."""
+    return 0 if config["task"] == "classes" or num_classes is None else np.zeros(num_classes, np.float32)
 
 
 def check_batch(batch: Batch, image_size: tuple[int, int], channels: int, num_classes: int | None) -> None:
@@ -65,6 +80,13 @@ def check_batch(batch: Batch, image_size: tuple[int, int], channels: int, num_cl
     if num_classes is None:
         return
     real = batch.label[batch.weight > 0]
+    if batch.label.ndim == 2:
+        if batch.label.shape[1] != num_classes or not np.isfinite(real).all():
+            raise UserError(
+                f"Expected {num_classes} finite numbers a label, got {batch.label.shape[1]}, or some that are not finite: "
+                "repair the labels."
+            )
+        return
     if real.size and (real.min() < 0 or real.max() >= num_classes):
         raise UserError(
             f"Expected labels from 0 to {num_classes - 1}, got {int(real.min())}..{int(real.max())}: "

@@ -17,6 +17,7 @@ from vit_jax import configuration, derived, processes, sharding, workdirs
 from vit_jax.beginning import begin, with_weights
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.decoding import check_channels
+from vit_jax.data.labels import labels_of, settled
 from vit_jax.data.sources import Source, check_classes, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
@@ -104,7 +105,8 @@ def prepare(
     for pictures in (source, test):
         check_channels(pictures[0], preprocess.channels)
         processes.check_same(f"the number of pictures of {pictures.name}", len(pictures), "give each the same data")
-    num_classes = check_classes(source) if method.labels else None
+    num_classes = check_classes(source, config["task"]) if method.labels else None
+    config = settled(config, source) if method.labels else config
     if config["batch"] > len(source):
         raise UserError(
             f"Expected a batch of at most the {len(source)} pictures to train on, got {config['batch']}: lower config.batch."
@@ -133,7 +135,7 @@ def prepare(
     tracker.say(
         f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
         f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"
-        f"{cpu_forecast(config, program, mesh, total_steps - step)}"
+        f"{cpu_forecast(config, num_classes, program, mesh, total_steps - step)}"
     )
     if step >= total_steps:
         notes.append(
@@ -226,7 +228,10 @@ def finish(run: Run) -> dict[str, float]:
 
 
 def _open(config: Config, split: str) -> Source:
-    return open_source(config["dataset"], split, tfds_data_dir=config["tfds_data_dir"], seed=config["seed"])
+    labels = labels_of(config) if method_of(config).labels else None
+    return open_source(
+        config["dataset"], split, tfds_data_dir=config["tfds_data_dir"], seed=config["seed"], labels=labels
+    )
 
 
 def _check_eval_batch(config: Config, mesh: Any) -> None:

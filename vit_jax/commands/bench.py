@@ -13,7 +13,8 @@ import numpy as np
 
 from vit_jax import sharding
 from vit_jax.commands.arguments import Parser, add_config, parse_with_config, whole
-from vit_jax.contracts import Batch, Config
+from vit_jax.contracts import Batch, Config, blank_labels, label_like
+from vit_jax.data.labels import labels_of
 from vit_jax.data.loader import train_batches, useful_threads
 from vit_jax.data.sources import open_source
 from vit_jax.data.transforms import Preprocess
@@ -52,7 +53,9 @@ def bench_step(config: Config, num_classes: int, steps: int) -> dict[str, Any]:
     shape = (config["batch"], *pair(config["pp"]["crop"]), config["pp"]["channels"])
     host = Batch(
         rng.integers(0, 256, shape, dtype=np.uint8),
-        rng.integers(0, num_classes, shape[0], dtype=np.int32),
+        rng.integers(0, num_classes, shape[0], dtype=np.int32)
+        if config["task"] == "classes"
+        else blank_labels(label_like(config, num_classes), shape[0]),
         np.ones(shape[0], np.float32),
     )
     seed = np.int32(config["seed"])
@@ -116,8 +119,9 @@ def matrix_product_rate(dtype: str, size: int = 4096, repeats: int = 5) -> float
 def bench_data(config: Config, steps: int) -> dict[str, Any]:
     """Pictures a second of the input pipeline alone."""
     source = open_source(
-        config["dataset"], config["pp"]["train"], tfds_data_dir=config["tfds_data_dir"], seed=config["seed"]
-    )
+        config["dataset"], config["pp"]["train"], tfds_data_dir=config["tfds_data_dir"], seed=config["seed"],
+        labels=labels_of(config) if method_of(config).labels else None,
+    )  # fmt: skip
     batches = train_batches(
         source, Preprocess.from_config(config["pp"]), batch=config["batch"], seed=config["seed"],
         num_workers=config["num_workers"], num_threads=config["num_threads"], prefetch=config["prefetch"],

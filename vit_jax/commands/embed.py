@@ -54,7 +54,7 @@ def run(argv: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def written_whole(out: Path) -> Iterator[IO[bytes]]:
+def written_whole(out: Path, argument: str = "--out") -> Iterator[IO[bytes]]:
     """A file that is tried at once, and takes its name (also an older file's) when it is whole."""
     part = out.with_name(out.name + ".part")
     try:
@@ -64,7 +64,9 @@ def written_whole(out: Path) -> Iterator[IO[bytes]]:
             yield file
         part.replace(out)
     except OSError as error:
-        raise UserError(f"Expected to write {out}, it failed ({error.strerror or error}): change --out.") from error
+        raise UserError(
+            f"Expected to write {out}, it failed ({error.strerror or error}): change {argument}."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink()

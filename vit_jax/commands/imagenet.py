@@ -97,7 +97,7 @@ class Judge:
 
 def answers_of(source: Source, index: int) -> tuple[int, ...]:
     """The right classes of a picture; all sources but TFDS's know one."""
-    return source.answers(index) if isinstance(source, Tfds) else (source[index].label,)
+    return source.answers(index) if isinstance(source, Tfds) else (int(source[index].label),)
 
 
 def corruption_error(judge: Judge) -> float:

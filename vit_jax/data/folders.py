@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ MAX_BYTES = 8 * MAX_PIXELS  # four channels of 16 bits, uncompressed: no picture
 class Folder:
     """Paths and labels; a record's bytes are read when it is asked for."""
 
-    def __init__(self, name: str, paths: list[Path], labels: list[int], class_names: tuple[str, ...] | None):
+    def __init__(self, name: str, paths: list[Path], labels: Sequence[Any], class_names: tuple[str, ...] | None):
         self.name, self.paths, self.labels, self.class_names = name, paths, labels, class_names
 
     def __len__(self) -> int:
@@ -121,17 +122,17 @@ def _say_not_read(folder: Path, names: Sequence[Path | str], why: str) -> None:
     """One line of warning about what lies in a folder and is left out, if anything does."""
     if names:
         some = ", ".join(map(str, names[:5])) + (" ..." if len(names) > 5 else "")
-        _say(f"{folder}: not read: {some} ({why})")
+        say(f"{folder}: not read: {some} ({why})")
 
 
 @functools.cache  # the training and the test split are made of the same folders
-def _say(line: str) -> None:
+def say(line: str) -> None:
     log.warning("%s", printable(line))
 
 
 def folder_records(root: Path, split: str, seed: int) -> Folder:
     """The pictures of "train" or "test" under `root`. A folder without a split gets a seeded one, 10% to test."""
-    given = _given_splits(root)
+    given = given_splits(root)
     wanted = "test" if split in TEST_NAMES else split
     if wanted not in ("train", "test"):
         raise UserError(f"Expected the split train or test of {root}, got {split!r}: change pp.train or pp.test.")
@@ -146,16 +147,16 @@ def folder_records(root: Path, split: str, seed: int) -> Folder:
             raise UserError(f"Expected pictures to train on in {root}/train, there is only {given['test'].name}.")
         return _folder(f"{root} test", _classes(given["test"]))
     whole = _classes(given.get("train", root))
-    parts = {name: _split(paths, seed, name)[wanted] for name, paths in whole.items()}
+    parts = {name: split_paths(paths, seed, name)[wanted] for name, paths in whole.items()}
     if all(len(paths) == 1 for paths in whole.values()):  # one a class: hold out classes, or there is no test at all
-        held_out = set(_split([paths[0] for paths in whole.values()], seed, None)["test"])
+        held_out = set(split_paths([paths[0] for paths in whole.values()], seed, None)["test"])
         parts = {
             name: [path for path in paths if (path in held_out) == (wanted == "test")] for name, paths in whole.items()
         }
     return _folder(f"{root} {wanted} (seeded split)", parts)
 
 
-def _given_splits(root: Path) -> dict[str, Path]:
+def given_splits(root: Path) -> dict[str, Path]:
     """The folders "train" and "test" of `root`, under whichever of their names, where it has them."""
     folders = [path for path, kind in _listed(root) if kind == "folder"]
     named = {name: [path for path in folders if path.name.lower() == name] for name in ("train", *TEST_NAMES)}
@@ -200,7 +201,9 @@ def _classes(root: Path) -> dict[str | None, list[Path]]:
         )
     if not folders:
         labels = [path.name for path, _ in listed if path.suffix.lower() in LABEL_SUFFIXES]
-        _say_not_read(root, labels, "labels are the names of folders, one a class")
+        _say_not_read(
+            root, labels, "labels are the names of folders, one a class; a labels.csv is read where labels are learned"
+        )
         return {None: flat}
     _say_not_read(root, [path.name for path in flat], "pictures beside the folders of classes")
     classes: dict[str | None, list[Path]] = {folder.name: pictures_below(folder) for folder in folders}
@@ -211,7 +214,7 @@ def _classes(root: Path) -> dict[str | None, list[Path]]:
         )
     lower = collections.Counter(folder.name.lower() for folder in folders)
     if alike := [folder.name for folder in folders if lower[folder.name.lower()] > 1]:
-        _say(f"{root}: classes whose names differ in case alone: {', '.join(alike[:6])}")
+        say(f"{root}: classes whose names differ in case alone: {', '.join(alike[:6])}")
     return classes
 
 
@@ -219,7 +222,7 @@ def _lies_in(root: Path, link: Path) -> bool:
     return link.is_symlink() and root.resolve().is_relative_to(link.resolve())
 
 
-def _split(paths: list[Path], seed: int, name: str | None) -> dict[str, list[Path]]:
+def split_paths(paths: list[Path], seed: int, name: str | None) -> dict[str, list[Path]]:
     """At least one of two or more pictures to each side; a function of (seed, class, sorted names)."""
     entropy = [seed, *os.fsencode(name or "")]
     order = np.random.default_rng(entropy).permutation(len(paths))

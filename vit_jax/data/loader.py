@@ -23,7 +23,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from vit_jax.contracts import Batch, Record, UserError
+from vit_jax.contracts import Batch, Record, UserError, blank_labels
 from vit_jax.data.decoding import UnreadablePicture, check_channels
 from vit_jax.data.sources import Source
 from vit_jax.data.transforms import Preprocess
@@ -70,17 +70,18 @@ class TrainRows:
     ):
         self.source, self.preprocess, self.seed, self.batch = source, preprocess, seed, batch
         self.rows, self.unreadable = rows, unreadable
+        self.like = source[0].label
         self.order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
 
     def __call__(self, number: int) -> Batch:
         first = number * self.batch
         images = np.empty((len(self.rows), *self.preprocess.crop, self.preprocess.channels), np.uint8)
-        labels = np.empty(len(self.rows), np.int32)
+        labels = blank_labels(self.like, len(self.rows))
         for place, row in enumerate(self.rows):
             images[place], labels[place] = self._example(first + row)
         return Batch(images, labels, np.ones(len(labels), np.float32))
 
-    def _example(self, position: int) -> tuple[np.ndarray, int]:
+    def _example(self, position: int) -> tuple[np.ndarray, int | np.ndarray]:
         index = self.order[position]
         for offset in range(len(self.source)):
             record = self.source[(index + offset) % len(self.source)]
@@ -98,11 +99,12 @@ class EvalRows:
     def __init__(self, source: Source, preprocess: Preprocess, batch: int, rows: Sequence[int], unreadable: Unreadable):
         self.source, self.preprocess, self.batch = source, preprocess, batch
         self.rows, self.unreadable = rows, unreadable
+        self.like = source[0].label if len(source) else -1
 
     def __call__(self, number: int) -> Batch:
         size = len(self.rows)
         images = np.zeros((size, *self.preprocess.crop, self.preprocess.channels), np.uint8)
-        labels, weight = np.zeros(size, np.int32), np.zeros(size, np.float32)
+        labels, weight = blank_labels(self.like, size), np.zeros(size, np.float32)
         for place, row in enumerate(self.rows):
             index = number * self.batch + row
             if index >= len(self.source):
@@ -289,7 +291,7 @@ def spread_batch(source: Source, preprocess: Preprocess, count: int = 8) -> Batc
         return [indices[(2 * place + 1) * len(indices) // (2 * wanted)] for place in range(wanted)]
 
     candidates = evenly(range(len(source)), 8 * count)
-    first_of_class = {source[index].label: index for index in reversed(candidates)}
+    first_of_class = {np.asarray(source[index].label).tobytes(): index for index in reversed(candidates)}
     chosen = evenly(sorted(first_of_class.values()), count)
     chosen += evenly([index for index in candidates if index not in chosen], count - len(chosen))
     batch = EvalRows(source, preprocess, len(source), sorted(chosen), Unreadable(len(source), limit=1.0))(0)

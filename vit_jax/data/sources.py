@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from vit_jax.contracts import Record, UserError, first_line
 from vit_jax.data.folders import folder_records
+from vit_jax.data.labels import TABLE, Labels, has_table, table_records
+from vit_jax.data.tfds_labels import label_reader
 
 __all__ = ["Source", "open_source"]
 
@@ -20,7 +22,7 @@ MADE_UP = ("digits", "fake")  # data sets that need no folder and no download
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to records. `class_names` is None without labels."""
+    """Random access to records. `class_names`: of the numbers in a regression; None without labels."""
 
     name: str
     class_names: tuple[str, ...] | None
@@ -30,7 +32,9 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def open_source(dataset: str, split: str, *, tfds_data_dir: str | None = None, seed: int = 0) -> Source:
+def open_source(
+    dataset: str, split: str, *, tfds_data_dir: str | None = None, seed: int = 0, labels: Labels | None = None
+) -> Source:
     """The records of one split.
 
     Args:
@@ -38,33 +42,48 @@ def open_source(dataset: str, split: str, *, tfds_data_dir: str | None = None, s
       split: "train", "test", or a part: "train[:98%]", "train[100:200]".
       tfds_data_dir: where TFDS data sets lie; None for TFDS's own default.
       seed: of the split of a folder that has none.
+      labels: what is asked of the labels; None for one class a picture as folders have it, a labels.csv is not read then.
 
     Raises:
-      UserError: nothing there, an empty class, or a split that does not exist.
+      UserError: nothing there, labels that mean nothing, an empty class, or a split that does not exist.
     """
     path = Path(dataset).expanduser()
     if dataset in MADE_UP:
         base, part = parse_split(split)
         return Part(digits(base), part) if dataset == "digits" else Part(Fake(base), part)
     if prepared := _prepared_folder(path):
-        return tfds_source(prepared, split, None)
+        return tfds_source(prepared, split, None, labels)
     if path.is_dir():
         base, part = parse_split(split)
+        if labels is not None and has_table(path):
+            return Part(table_records(path, base, seed, labels), part)
         return Part(folder_records(path, base, seed), part)
     if path.exists():
         raise UserError(f"Expected a folder of pictures or a TFDS name, {dataset} is a file: fix config.dataset.")
     if not re.fullmatch(r"[a-z]\w*(/[\w.-]+)?(:[\w.]+)?", dataset):
         raise _missing_folder(path)
-    return tfds_source(dataset, split, tfds_data_dir)
+    return tfds_source(dataset, split, tfds_data_dir, labels)
 
 
-def check_classes(source: Source) -> int:
-    """The number of classes to learn to tell apart; `UserError` where there are fewer than two."""
+def check_classes(source: Source, task: str = "classes") -> int:
+    """The number of classes to learn to tell apart, or of numbers to learn.
+
+    Raises:
+      UserError: no labels, labels of another task, or fewer than two classes of which each picture has one.
+    """
     if source.class_names is None:
         raise UserError(
-            f"Expected labelled pictures, {source.name} has none (labels are the names of folders, one a class; tables of "
-            "labels are not read): sort the pictures into folders, or pre-train with config.objective='mae'."
+            f"Expected labelled pictures, {source.name} has none (labels are the names of folders, one a class, or lie in "
+            f"a {TABLE}): sort the pictures into folders, or pre-train with config.objective='mae'."
         )
+    if (np.ndim(source[0].label) == 0) != (task == "classes"):
+        raise UserError(
+            f"Expected labels for task {task!r}, {source.name} has "
+            f"{'one class a picture' if task != 'classes' else 'several numbers a picture'}: give a {TABLE} or a TFDS set "
+            "with such labels, or change config.task."
+        )
+    if task != "classes":
+        return len(source.class_names)
     if len(source.class_names) < 2:
         raise UserError(
             f"Expected two classes or more to tell apart, {source.name} has {', '.join(source.class_names) or 'none'} "
@@ -185,32 +204,34 @@ def _prepared_folder(path: Path) -> Path | None:
     return None
 
 
-LABELS = ("label", "original_label")  # ReaL keeps ImageNet's own under the second name
-
-
 class Tfds:
     """A prepared TFDS data set, pictures still encoded."""
 
-    def __init__(self, name: str, records: Any, class_names: tuple[str, ...] | None):
-        self.name, self.records, self.class_names = name, records, class_names
+    def __init__(
+        self,
+        name: str,
+        records: Any,
+        class_names: tuple[str, ...] | None,
+        label_of: Callable[[Any], int | np.ndarray] = lambda record: -1,
+    ):
+        self.name, self.records, self.class_names, self.label_of = name, records, class_names, label_of
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Record:
         record = self.records[index]
-        label = next((record[key] for key in LABELS if key in record), -1)
-        return Record(record["image"], int(label), f"{self.name}[{index}]")
+        return Record(record["image"], self.label_of(record), f"{self.name}[{index}]")
 
     def answers(self, index: int) -> tuple[int, ...]:
         """All right classes of a picture: ImageNet ReaL has several, or none."""
         record = self.records[index]
         if "real_label" in record:
             return tuple(int(label) for label in record["real_label"])
-        return (self[index].label,)
+        return (int(self[index].label),)
 
 
-def tfds_source(where: str | Path, split: str, data_dir: str | None) -> Tfds:
+def tfds_source(where: str | Path, split: str, data_dir: str | None, labels: Labels | None = None) -> Tfds:
     """A TFDS data set in ArrayRecord files, read without TensorFlow."""
     import tensorflow_datasets as tfds
 
@@ -244,6 +265,4 @@ def tfds_source(where: str | Path, split: str, data_dir: str | None) -> Tfds:
             f"Expected {where} in ArrayRecord files, it is in {builder.info.file_format.value}: prepare it again with "
             "`tfds build --file_format=array_record`."
         ) from error
-    labels = next((key for key in LABELS if key in features), None)
-    names = tuple(features[labels].names) if labels else None
-    return Tfds(f"{builder.info.name} {split}", records, names)
+    return Tfds(f"{builder.info.name} {split}", records, *label_reader(features, labels, str(where)))

@@ -27,14 +27,18 @@ def make_eval_step(objective: Any, graph: Any, params_layout: Any, mesh: Mesh) -
 
     def step(params: Any, batch: Batch, number: Any) -> dict[str, Mean]:
         with sharding.over(mesh):
-            model = nnx.merge(graph, params)
-            inputs = objective.prepare(batch, key_for(0, "evaluation", number), False)
-            loss, metrics = objective.losses(model, inputs, None, False)
-            examples = weighted(jnp.ones(batch.weight.shape), jnp.asarray(batch.weight))
-            return {name: mean.reduce() for name, mean in {"loss": loss, **metrics, "examples": examples}.items()}
+            return sums(objective, nnx.merge(graph, params), batch, number)
 
     layout = (params_layout, sharding.batch_layout(mesh), None)
     return jax.jit(step, in_shardings=layout, out_shardings=sharding.replicated(mesh))
+
+
+def sums(objective: Any, model: Any, batch: Batch, number: Any) -> dict[str, Mean]:
+    """Loss, metrics and `examples` of one batch."""
+    inputs = objective.prepare(batch, key_for(0, "evaluation", number), False)
+    loss, metrics = objective.losses(model, inputs, None, False)
+    examples = weighted(jnp.ones(batch.weight.shape), jnp.asarray(batch.weight))
+    return {name: mean.reduce() for name, mean in {"loss": loss, **metrics, "examples": examples}.items()}
 
 
 def evaluate(

@@ -15,12 +15,12 @@ from vit_jax import derived, sharding
 from vit_jax.contracts import Batch, Config, first_line
 from vit_jax.devices import make_mesh
 from vit_jax.methods import method_of
-from vit_jax.models.registry import count_params, pair
+from vit_jax.models.registry import count_params
 from vit_jax.planning.chips import Chip, chip_of, memory_of
 from vit_jax.planning.hlo import KINDS, Program
 from vit_jax.training.flops import count_flops
 from vit_jax.training.schedules import make_schedule
-from vit_jax.training.step import SEED, make_program
+from vit_jax.training.step import SEED, abstract_batch, make_program
 
 GIB = 2**30
 
@@ -70,7 +70,7 @@ def make_plan(config: Config, num_classes: int, devices: list[Any]) -> Plan:
     if method.labels:
         classes = num_classes
     program = make_program(config, method.objective(config, classes), make_schedule(config, 1000, 0), classes, mesh)
-    batch = _abstract_batch(config)
+    batch = abstract_batch(config, classes)
     began = time.perf_counter()
     compiled, refusal = None, ""
     try:
@@ -107,13 +107,6 @@ def make_plan(config: Config, num_classes: int, devices: list[Any]) -> Plan:
         collectives={kind: pair for kind, pair in exchanged.items() if pair[0]},
         seconds=_roofline(chip, max(flops, traced) / len(devices), text.moved(), sent) if chip else {},
     )
-
-
-def _abstract_batch(config: Config) -> Batch:
-    size = config["batch"]
-    shape = (size, *pair(config["pp"]["crop"]), config["pp"]["channels"])
-    made = jax.ShapeDtypeStruct(shape, jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
-    return Batch(*made, jax.ShapeDtypeStruct((size,), jnp.float32))  # type: ignore[arg-type]
 
 
 def _model_flops(config: Config, num_classes: int | None, mesh: Any, traced: int | float, batch: Batch) -> int | float:

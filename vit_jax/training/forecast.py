@@ -5,29 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vit_jax.contracts import Batch, Config
+from vit_jax.contracts import Config
 from vit_jax.methods import method_of
-from vit_jax.models.registry import pair
 from vit_jax.training.flops import count_flops
-from vit_jax.training.step import SEED, Program
+from vit_jax.training.step import SEED, Program, abstract_batch
 
 # Of training in float32, data and update included: ViTs reach 60, hybrids 36, where a large matrix product reaches 145 (a
 # core of a Xeon with AVX-512). Cores differ by a factor of two or three, so the forecast is a round number.
 FLOPS_A_CORE = 50e9
 
 
-def cpu_forecast(config: Config, program: Program, mesh: Mesh, steps: int) -> str:
+def cpu_forecast(config: Config, num_classes: int | None, program: Program, mesh: Mesh, steps: int) -> str:
     """The end of a sentence about `steps` steps of `program` on this machine's cores; empty on other devices than CPUs."""
     if mesh.devices.flat[0].platform != "cpu":
         return ""
-    size = config["batch"]
-    shape = (size, *pair(config["pp"]["crop"]), config["pp"]["channels"])
-    pictures, labels = jax.ShapeDtypeStruct(shape, jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
-    batch = Batch(pictures, labels, jax.ShapeDtypeStruct((size,), jnp.float32))  # type: ignore[arg-type]
+    batch = abstract_batch(config, num_classes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     hours = cpu_hours(count_flops(program.step, program.abstract, batch, SEED), steps, cores)
     return f", about {in_words(hours)} on {cores} CPU cores{quicker(config) if hours > 1 else ''}"

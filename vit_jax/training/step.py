@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from vit_jax import sharding
-from vit_jax.contracts import Batch, Config, UserError
+from vit_jax.contracts import Batch, Config, UserError, blank_labels, label_like
 from vit_jax.methods.building import build
 from vit_jax.methods.method import Objective
+from vit_jax.models.registry import pair
 from vit_jax.ops.keys import key_for
 from vit_jax.ops.means import Mean, merge_all
 from vit_jax.ops.paths import flat_params, path_name
@@ -56,6 +57,14 @@ class Program(NamedTuple):
 
 
 SEED = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+def abstract_batch(config: Config, num_classes: int | None) -> Batch:
+    """Shapes of a step's batch, where there is no data to ask."""
+    size = config["batch"]
+    pictures = jax.ShapeDtypeStruct((size, *pair(config["pp"]["crop"]), config["pp"]["channels"]), jnp.uint8)
+    labels = jax.eval_shape(lambda: blank_labels(label_like(config, num_classes), size))
+    return Batch(pictures, labels, jax.ShapeDtypeStruct((size,), jnp.float32))  # type: ignore[arg-type]
 
 
 def make_program(
