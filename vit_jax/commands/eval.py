@@ -35,7 +35,8 @@ def run(argv: list[str]) -> int:
         tfds_data_dir=config["tfds_data_dir"],
         seed=config["seed"],
     )
-    method, classes = method_of(config), trained.encoder.cfg.num_classes
+    method = method_of(config)
+    classes = trained.encoder.cfg.num_classes if method.labels else None
     found = len(source.class_names or ())
     if classes and not trained.class_names and found != classes:
         raise UserError(f"Expected pictures of {classes} classes, {source.name} has {found}: give another --dataset.")
@@ -51,6 +52,7 @@ def run(argv: list[str]) -> int:
     batch = args.batch or config["batch_eval"]
     metrics = evaluate(step, params, eval_batches(source, Preprocess.from_config(config["pp"]), batch=batch), mesh)
     assert metrics is not None
+    metrics = method.summary(metrics)
     if args.json:
         print(to_json({"step": trained.step, **metrics}))
     else:

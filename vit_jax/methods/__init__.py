@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 METHODS = {
     "classify": "vit_jax.methods.classification:METHOD",
     "mae": "vit_jax.methods.mae:METHOD",
+    "tokenizer": "vit_jax.methods.tokenizer:METHOD",
 }
 
 
