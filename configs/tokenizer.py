@@ -39,9 +39,9 @@ DIGITS = {
     **PIXELS,
     "tokenizer.vocab_size": 64, "tokenizer.num_groups": 2, "tokenizer.blocks_per_group": 1, "tokenizer.encoder_width": 16,
     "tokenizer.decoder_width": 16, "tokenizer.decoder_inputs": 16, "tokenizer.temperature_steps": 300,
-    "tokenizer.kl_steps": 100,
-    "tokenizer.kl_weight": 0.02,  # a code stands for 4 colour values here, for 192 in the paper
-    "batch": 128, "base_lr": 3e-3, "b2": 0.999, "weight_decay": 1e-4, "total_steps": 400, "warmup_steps": 30,
+    "tokenizer.temperature_start": 2.0, "tokenizer.temperature_end": 0.5, "tokenizer.kl_steps": 1,
+    "tokenizer.kl_weight": 0.3,  # a code stands for 4 colour values here, for 192 in the paper
+    "batch": 128, "base_lr": 1e-2, "b2": 0.999, "weight_decay": 1e-4, "total_steps": 400, "warmup_steps": 30,
     "eval_every": 200, "checkpoint_every": 200,
 }  # fmt: skip
 FOLDER = {

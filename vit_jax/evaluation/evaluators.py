@@ -53,7 +53,7 @@ def evaluate(
             return None
         means = jax.device_get(step(params, sharding.put(batch, mesh), np.int32(number)))
         for name, mean in means.items():
-            exact = Mean(*(np.asarray(half, np.float64) for half in mean))
+            exact = jax.tree.map(lambda half: np.asarray(half, np.float64), mean)
             totals[name] = totals[name].merge(exact) if name in totals else exact
     if stop():  # perhaps while waiting for a batch that did not come
         return None

@@ -107,7 +107,7 @@ def objective(config: Config, num_classes: int | None) -> Objective:
 
 def summary(values: Mapping[str, Any]) -> dict[str, float]:
     """The shares of the codes come down to `codes_used`, and `perplexity`: as many codes, equally often, say as much."""
-    shares = np.asarray(values["codes"])
+    shares = np.asarray(values["codes"], np.float64)
     used = shares[shares > 0]
     perplexity = float(np.exp(-np.sum(used * np.log(used)))) if used.size else float("nan")
     others = {name: value for name, value in values.items() if name != "codes"}
@@ -119,8 +119,8 @@ def in_words(config: Config) -> list[str]:
     cfg, section, total = dvae_config(config), config["tokenizer"], config["total_steps"]
     found = [f"{cfg.grid[0]} x {cfg.grid[1]} codes of {cfg.factor} x {cfg.factor} pixels"]
     if total is not None and total < section["temperature_steps"]:
-        ends = float(eased(np.int32(total), section["temperature_start"], section["temperature_end"],
-                           section["temperature_steps"]))  # fmt: skip
+        now = objective(config, None).schedules(jnp.asarray(total, jnp.int32))
+        ends = float(now["temperature"])
         found.append(
             f"NOTE: the temperature is at {ends:.3g} when the run ends, as tokenizer.temperature_steps "
             f"{section['temperature_steps']} is more than total_steps {total}"
