@@ -32,6 +32,10 @@ def shrink_section(config):
     section = config.get(config.objective, {})
     for stack in [stack for stack in section.values() if hasattr(stack, "keys") and "num_layers" in stack]:
         stack.update({"hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32})
+    if config.objective == "tokenizer":
+        section.update(
+            {"vocab_size": 16, "blocks_per_group": 1, "encoder_width": 8, "decoder_width": 8, "decoder_inputs": 8}
+        )
 
 
 @pytest.fixture

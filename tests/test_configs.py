@@ -14,7 +14,7 @@ ARGUMENTS = {
     "common.py": [""], "digits.py": ["pretrain", "finetune", "scratch"], "vit.py": ["b16,cifar10", "l16,imagenet2012"],
     "vit_scratch.py": ["s16", "b16"], "augreg.py": ["B_16", "Ti_16", "R26_S_32"], "mae.py": ["b16", "l16", "h14"],
     "mae_finetune.py": ["b16", "l16", "h14"], "mae_linprobe.py": ["b16", "l16", "h14"],
-    "mae_partial.py": ["b16,0.5", "l16,4"],
+    "mae_partial.py": ["b16,0.5", "l16,4"], "tokenizer.py": ["small", "dalle"],
     "folder.py": ["scratch,{folder}", "quick,{folder}", "pretrain,{folder}", "finetune,{folder}"],
 }  # fmt: skip
 NOT_RECIPES = {"__init__.py", "kinds.py", "models.py"}
@@ -47,7 +47,7 @@ def shrink(config):
     config.pp.crop = 32
     config.pp.resize = None if config.pp.resize is None else 36
     config.pp.channels = 3
-    if len(config.pp.mean) == 1:
+    if len(config.pp.mean) == 1 and config.objective != "tokenizer":
         config.pp.mean, config.pp.std = (0.5,), (0.5,)
     config.model.patches.size = (8, 8)
     config.model.hidden_size = 16

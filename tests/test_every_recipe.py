@@ -45,6 +45,7 @@ ARGUMENTS = {
     "vit_scratch.py": list(models.BY_SHORT_NAME),
     "mae.py": list(mae.PLANNED),
     "mae_finetune.py": list(mae_finetune.RECIPES),
+    "tokenizer.py": ["dalle", "small"],
     "mae_linprobe.py": list(mae.PLANNED),
     "mae_partial.py": [
         f"{name},{blocks}" for name, depth in PARTS.items() for blocks in (0, 0.5, *range(1, depth + 1))
@@ -212,6 +213,6 @@ def test_every_argument_takes_steps(name, pictures):
         assert np.isfinite(evaluate(judge, state.params, [batch], mesh)["loss"]), arguments
         moved = {path for path, leaf in flat_params(state.params).items() if not np.array_equal(leaf, before[path])}
         first = "stem/conv_root/kernel" if config.model.resnet.num_layers is not None else "embedding/kernel"
-        first = f"{method_of(config).prefix}{first}"
-        assert (first in moved) == (config.train_blocks is None), (arguments, moved)
-        assert {"predict/kernel", "head_out/kernel"} & moved, arguments
+        first = "conv_input/kernel" if config.objective == "tokenizer" else first
+        assert (method_of(config).prefix + first in moved) == (config.train_blocks is None), (arguments, moved)
+        assert {"predict/kernel", "head_out/kernel", "decoder/conv_output/kernel"} & moved, arguments

@@ -112,8 +112,18 @@ class Trained:
 
     @property
     def encoder(self) -> ViT:
-        """The backbone: the model itself, of a masked autoencoder its encoder."""
-        return method_of(self.config).backbone(self.model)
+        """The backbone: the model itself, of a masked autoencoder its encoder.
+
+        Raises:
+          UserError: a model without one that gives features.
+        """
+        backbone = method_of(self.config).backbone(self.model)
+        if not hasattr(backbone, "features"):
+            raise UserError(
+                f"Expected a model with features of pictures, objective {self.config['objective']!r} trains a "
+                f"{type(self.model).__name__}, which has none: use `vit-jax reconstruct` or `eval`."
+            )
+        return backbone
 
 
 def load(

@@ -18,6 +18,7 @@ from vit_jax.data.loader import Batches, eval_batches, spread_batch, train_batch
 from vit_jax.data.sources import Source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.evaluators import evaluate
+from vit_jax.methods import method_of
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.step import Program, State
 from vit_jax.training.tracker import Tracker, read_metrics
@@ -89,6 +90,7 @@ class Run:
         """Evaluate and record; None when told to stop meanwhile."""
         metrics = evaluate(self.eval_step, self.best_params, self.tests(), self.mesh, stop=self.stop)
         if metrics is not None:
+            metrics = method_of(self.config).summary(metrics)
             self.tracker.record("eval", self.step, metrics)
             words = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             self.tracker.say(f"step {self.step}  test  {words}")

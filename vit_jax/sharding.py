@@ -40,7 +40,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"fc2/kernel", ("tensor", "fsdp")),
     (r"(embedding|decoder_embed|pre_logits|predict)/kernel", (None, "fsdp")),
     (r"head_(out|dist)/kernel", ("fsdp", "tensor")),
-    (r"conv(_root|_proj|\d)/kernel", (None, None, None, "fsdp")),
+    (r"conv\w*/kernel", (None, None, None, "fsdp")),
     (r"positions", (None, "fsdp")),
     (r"(bias|scale|scale1|scale2|cls|dist|mask_token|probe|head_norm/mean|head_norm/var)", ()),
 )

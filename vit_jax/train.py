@@ -23,7 +23,7 @@ from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
 from vit_jax.evaluation.evaluators import make_eval_step
 from vit_jax.methods import method_of
-from vit_jax.models.registry import count_params, pair, vit_config
+from vit_jax.models.registry import count_params, pair
 from vit_jax.run import Draw, Run
 from vit_jax.training import skipped
 from vit_jax.training.checkpoints import Checkpoints
@@ -141,7 +141,7 @@ def prepare(
         notes.append(
             f"this run is finished; to train on from what it learned give another --workdir and --config.init_from={workdir}"
         )
-    notes += method.in_words(config, vit_config(config, None).num_patches) + derived.in_words(config, steps_per_epoch)
+    notes += method.in_words(config) + derived.in_words(config, steps_per_epoch)
     for line in notes:
         tracker.say(f"  {line}")
     metadata = _metadata(config, source, num_classes)
@@ -286,7 +286,7 @@ def _restarted(window: Window) -> Window:
 
 
 def _log(tracker: Tracker, config: Config, window: Window, reports: list[Any], step: int, total_steps: int) -> None:
-    values = window.values(config["batch"], reports)
+    values = method_of(config).summary(window.values(config["batch"], reports))
     eta = (total_steps - step) * (time.perf_counter() - window.began) / len(reports)
     tracker.record("train", step, values)
     tracker.line(step, values, eta)

@@ -18,7 +18,7 @@ def open_weights(
 ) -> tuple[Weights, int]:
     """(weights, step) of a workdir or of a file; see `load`."""
     if not os.path.isdir(Path(path) / FOLDER):  # of names that are too long for a path, too
-        if os.path.isdir(path) and not any(Path(path).glob("*.json")):
+        if os.path.isdir(path) and not any(any(Path(path).glob(kind)) for kind in ("*.json", "*.pkl")):
             raise UserError(
                 f"Expected a workdir with checkpoints, or a folder of weights, {path} is neither: fix the path."
             )

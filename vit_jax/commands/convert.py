@@ -126,9 +126,11 @@ def report(weights: Weights, back: Weights, source: str, destination: str, to: s
             f"relative difference is {difference}: nothing was kept; fetch the source again, or give --any_numbers."
         )
     numbers = sum(value.size for value in weights.params.values())
+    model, size = weights.config["model"], ""
+    if any("transformer/blocks/" in path for path in weights.params):
+        size = f", {model['hidden_size']} wide, {model['transformer']['num_layers']} blocks"
     lines = [
-        f"read     {source}: {weights.source}, {len(weights.params)} arrays, {numbers:,} numbers, "
-        f"{weights.config['model']['hidden_size']} wide, {weights.config['model']['transformer']['num_layers']} blocks",
+        f"read     {source}: {weights.source}, {len(weights.params)} arrays, {numbers:,} numbers{size}",
         *(f"changed  {note}" for note in weights.notes),
         f"wrote    {destination}: {to}, every number read back bit for bit",
         f"checked  a random picture through both: largest relative difference {difference:.1e}",
@@ -169,5 +171,10 @@ def outputs(weights: Weights) -> list[np.ndarray]:
     cfg = method.backbone(model).cfg
     size = (1, *cfg.image_size, cfg.channels)
     picture = jnp.asarray(np.random.default_rng(0).standard_normal(size), jnp.float32)
-    found = nnx.jit(lambda model: (method.backbone(model).features(picture), method.outputs(model, picture)))(model)
-    return [np.asarray(part) for part in found]
+    has_tokens = hasattr(method.backbone(model), "features")
+
+    def through(model: Any) -> tuple[Any, ...]:
+        tokens = (method.backbone(model).features(picture),) if has_tokens else ()
+        return *tokens, method.outputs(model, picture)
+
+    return [np.asarray(part) for part in nnx.jit(through)(model)]

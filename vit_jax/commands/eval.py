@@ -63,14 +63,14 @@ def run(argv: list[str]) -> int:
     batches = eval_batches(source, Preprocess.from_config(config["pp"]), batch=args.batch or config["batch_eval"])
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     graph, params = nnx.split(trained.model)
-    objective = method.objective(config, trained.encoder.cfg.num_classes)
+    objective = method.objective(config, trained.encoder.cfg.num_classes if method.labels else None)
     judged = Judged({}, {})
     if method.labels:
         metrics, said, labels = with_answers(objective, graph, params, answer_of(config), batches, mesh)
         judged = judge(config, said, labels, trained.class_names or source.class_names or ())
         metrics |= judged.whole
     else:
-        metrics = evaluate(make_eval_step(objective, graph, None, mesh), params, batches, mesh) or {}
+        metrics = method.summary(evaluate(make_eval_step(objective, graph, None, mesh), params, batches, mesh) or {})
     title = "per_number" if config["task"] == "regression" else "per_class"
     if args.json:
         print(to_json({"step": trained.step, **metrics, **({title: judged.each} if judged.each else {})}))
@@ -85,7 +85,8 @@ def run(argv: list[str]) -> int:
 
 def check_same_classes(trained: Trained, source: Source) -> None:
     """Raise `UserError` where a data set has other classes than the model."""
-    classes, found = trained.encoder.cfg.num_classes, len(source.class_names or ())
+    labels = method_of(trained.config).labels
+    classes, found = trained.encoder.cfg.num_classes if labels else None, len(source.class_names or ())
     if classes and not trained.class_names and found != classes:
         raise UserError(f"Expected pictures of {classes} classes, {source.name} has {found}: give another --dataset.")
     if trained.class_names and source.class_names != trained.class_names:

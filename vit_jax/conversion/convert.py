@@ -13,18 +13,20 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.contracts import Config, UserError, first_line
-from vit_jax.conversion import beit, google, huggingface, timm
+from vit_jax.conversion import beit, dalle, google, huggingface, timm
 from vit_jax.conversion.fetching import fetch
 from vit_jax.conversion.files import open_archive, write_tensors
 from vit_jax.conversion.rules import Fixed, Rule, Shape, to_ours, to_theirs
 from vit_jax.conversion.told import Told
 from vit_jax.methods import method_of
 from vit_jax.methods.building import build
+from vit_jax.models.dvae import dvae_config
 from vit_jax.models.registry import pair, vit_config
 from vit_jax.ops.paths import flat_params
 from vit_jax.ops.positions import Resampling, regridded
 
-SOURCES: tuple[ModuleType, ...] = (google, beit, timm, huggingface)  # asked in this order whether a file is theirs
+# Asked in this order whether a file is theirs.
+SOURCES: tuple[ModuleType, ...] = (google, beit, timm, huggingface, dalle)
 FORMATS = ("google", "timm", "mae", "beit", "hf")
 GIVEN = ("num_heads", "decoder_num_heads", "stored_size", "normalised_target", "any_numbers")
 # Buffers that some versions wrote and that hold no weights.
@@ -69,8 +71,8 @@ def read(path: str | Path, completed: Callable[[Any], dict[str, Any]], **given: 
     if source is None:
         named = ", ".join(name[:100] for name in list(archive.tensors)[:5])
         raise UserError(
-            f"Expected weights with Google's, timm's, MAE's, DeiT's, BEiT's or Hugging Face's names in {local}, got {named}, "
-            "...: this format is not known."
+            "Expected weights with Google's, timm's, MAE's, DeiT's, BEiT's, DALL-E's or Hugging Face's names in "
+            f"{local}, got {named}, ...: this format is not known."
         )
     by_hand = Told(given, "what was given")
     any_numbers = by_hand.truth("any_numbers", False)
@@ -110,14 +112,14 @@ def refit(
         raise UserError(f"Expected num_classes of at least 1, got {num_classes!r}.")
     params, config, notes = dict(weights.params), copy.deepcopy(weights.config), list(weights.notes)
     if image_size is not None and pair(image_size) != pair(config["pp"]["crop"]):
-        old = vit_config(config, None).grid
+        old = _grid(config)
         if config["pp"]["resize"]:
             config["pp"]["resize"] = round(
                 config["pp"]["resize"] * min(pair(image_size)) / min(pair(config["pp"]["crop"]))
             )
         config["pp"]["crop"] = image_size
         try:
-            new = vit_config(config, None).grid
+            new = _grid(config)
         except ValueError as error:
             raise UserError(
                 f"Expected an image_size for these weights, got {image_size}: {first_line(error)}"
@@ -130,10 +132,9 @@ def refit(
                 notes.append(f"{path.rpartition('/')[2]} resampled from {old} to {new} ({way})")
     classes = weights.num_classes
     if num_classes is not None and num_classes != classes:
-        if config["objective"] == "mae":
-            raise UserError(
-                "Expected a classifier to give num_classes to, got a masked autoencoder: fine-tune it first."
-            )
+        if config["objective"] != "classify":
+            named = {"mae": "masked autoencoder"}.get(config["objective"], config["objective"])
+            raise UserError(f"Expected a classifier to give num_classes to, got a {named}: fine-tune it first.")
         classes = num_classes
         for path, shape in param_shapes(config, classes).items():
             if path.startswith(("head_out/", "head_dist/")):
@@ -141,6 +142,11 @@ def refit(
         notes.append(f"head of {weights.num_classes} classes replaced by one of {classes}, all zeros: train it")
     names = weights.class_names if classes == weights.num_classes else None
     return weights._replace(params=params, config=config, num_classes=classes, class_names=names, notes=tuple(notes))
+
+
+def _grid(config: Config) -> tuple[int, int]:
+    """Of patches, or of a tokenizer's codes."""
+    return dvae_config(config).grid if config["objective"] == "tokenizer" else vit_config(config, None).grid
 
 
 def write(weights: Weights, path: str | Path, to: str, *, dtype: str = "float32") -> list[str]:
@@ -156,6 +162,8 @@ def write(weights: Weights, path: str | Path, to: str, *, dtype: str = "float32"
     if path.exists():
         raise UserError(f"Expected a new file or folder, {path} exists: give another, or remove it.")
     config, classes = weights.config, weights.num_classes
+    if config["objective"] == "tokenizer":
+        raise UserError(f"Expected a ViT to write --to {to}, got a tokenizer: write --to native.")
     if dtype not in ("float32", "bfloat16") or (dtype == "bfloat16" and to == "google"):
         raise UserError(f"Expected float32, or bfloat16 for formats other than google, got {dtype} for {to}.")
     if to == "hf":

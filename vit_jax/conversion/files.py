@@ -19,6 +19,7 @@ from vit_jax.conversion.tensors import Tensor, reading
 from vit_jax.conversion.told import NOTHING_TOLD, Told, read_told
 
 PICKLED = (".pth", ".pt", ".bin", ".th")
+MODULES = ("encoder.pkl", "decoder.pkl")  # DALL-E's tokenizer: two modules in one folder
 LONGEST_HEADER = 2**22  # bytes of a .safetensors: some 30,000 tensors
 # Types by their names in .safetensors; one that is not here is named as unknown only if a model needs it.
 SAFE_TYPES: dict[str, Any] = {
@@ -44,7 +45,7 @@ def open_archive(path: Path) -> Archive:
     """
     if path.is_dir():
         return _open_folder(path)
-    if path.suffix not in (".npz", ".safetensors", *PICKLED):
+    if path.suffix not in (".npz", ".safetensors", ".pkl", *PICKLED):
         raise UserError(f"Expected .npz, .safetensors or {'/'.join(PICKLED)}, got {path.name}.")
     with reading(path):
         if path.suffix == ".npz":
@@ -57,6 +58,10 @@ def open_archive(path: Path) -> Archive:
 
 
 def _open_folder(folder: Path) -> Archive:
+    if all((folder / name).is_file() for name in MODULES):
+        halves = {name.removesuffix(".pkl"): read_pickled(folder / name) for name in MODULES}
+        both = {f"{half}.{name}": tensor for half, found in halves.items() for name, tensor in found.items()}
+        return Archive(both, NOTHING_TOLD, NOTHING_TOLD, False)
     settings, preprocessing = read_told(folder / "config.json"), read_told(folder / "preprocessor_config.json")
     parts = sorted(folder.glob("*.safetensors"))
     if index := read_told(folder / "model.safetensors.index.json").section("weight_map"):

@@ -1,9 +1,10 @@
 """A machine that reads pickles and executes nothing.
 
 A pickle is a program: it names functions and calls them. Here the program is read, opcode by opcode; containers, numbers and
-text are built, the few functions of a table given are called, and nothing is ever imported by name. Names of harmless
-bookkeeping (`argparse.Namespace`, optimiser states) give an inert object; any other name is refused. Work and memory stay in
-proportion to the bytes read: there is no recursion, no text as number beyond Python's limit, no hashing but of names.
+text are built, the few functions of a table given are called, and nothing is ever imported by name. Calls of harmless
+bookkeeping (`argparse.Namespace`, optimiser states) give an inert object; a call of anything else is refused. An object of a
+class is never made, whatever class: its state by name is kept beside it (`Instance`). Work and memory stay in proportion to
+the bytes read: there is no recursion, no text as number beyond Python's limit, no hashing but of names.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ class Name(NamedTuple):
     name: str
 
 
-UNKNOWN = object()  # stands for every object that is no tensor
+UNKNOWN = object()  # stands for everything that is no tensor
+
+
+class Instance:
+    """Stands for an object of a class that is not looked at: the state that the pickle gives it, by name."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {}
+
 
 # Opcodes (Python's pickletools) that push what they carry, and groups of others that do the same here.
 PUSH = {
@@ -103,9 +112,11 @@ class Machine:
                 stack.append(self._called(function, arguments))
             elif name in ("NEWOBJ", "NEWOBJ_EX"):
                 del stack[-2 if name == "NEWOBJ" else -3 :]
-                stack.append(UNKNOWN)
+                stack.append(Instance())
             elif name == "BUILD":
-                stack.pop()  # state of an object, an OrderedDict's `_metadata`
+                state = stack.pop()
+                if isinstance(stack[-1], Instance) and isinstance(state, dict):  # else an OrderedDict's `_metadata`
+                    stack[-1].state = state
             elif name == "BINPERSID":
                 stack.append(self.persistent(stack.pop()))
             elif name == "POP":
@@ -118,20 +129,21 @@ class Machine:
 
     def _called(self, function: Any, arguments: Any) -> Any:
         self.steps += sum(len(part) for part in arguments if isinstance(part, list | tuple))
-        if isinstance(function, Name) and function in self.builders:
+        if not isinstance(function, Name):
+            return UNKNOWN
+        if function in self.builders:
             return self.builders[function](*arguments)
+        if function not in SETS and function.module.split(".")[0] not in INERT:
+            raise UserError(
+                f"Expected a .pth with tensors, this one calls {function.module[:100]}.{function.name[:100]}: refused, "
+                "nothing of it was executed. Save the plain state dict again, or as safetensors."
+            )
         return UNKNOWN
 
     def _named(self, module: Any, name: Any) -> Name:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a name that is no text")
-        found = Name(module, name)
-        if found not in self.builders and found not in SETS and found.module.split(".")[0] not in INERT:
-            raise UserError(
-                f"Expected a .pth with tensors, this one asks for {found.module[:100]}.{found.name[:100]}: refused, nothing "
-                "of it was executed. Save the plain state dict again, or as safetensors."
-            )
-        return found
+        return Name(module, name)
 
 
 def _too_long() -> UserError:

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.contracts import UserError
-from vit_jax.conversion.machine import UNKNOWN, Machine, Name, fill
+from vit_jax.conversion.machine import UNKNOWN, Instance, Machine, Name, fill
 from vit_jax.conversion.tensors import Tensor, reading
 from vit_jax.conversion.zips import Members
 
@@ -30,6 +30,7 @@ STORAGES = {
 }  # fmt: skip
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MOST_AXES = 32
+LONGEST_PREFIX = 200  # of a module's place within modules
 
 
 @dataclasses.dataclass
@@ -113,7 +114,9 @@ class PickledTensors(Mapping[str, Tensor]):
 
 
 def read_pickled(path: Path) -> PickledTensors:
-    """The tensors of a `.pth`, `.pt` or `.bin` by name; the state dict under "model" or "state_dict" where there is one.
+    """The tensors of a `.pth`, `.bin`, `.pkl` by name; the state dict under "model" or "state_dict" where there is one.
+
+    A whole module that was saved gives its tensors, too: its classes are neither needed nor looked at.
 
     Raises:
       UserError: a broken file, one without tensors, or one that asks for anything but tensors.
@@ -122,6 +125,8 @@ def read_pickled(path: Path) -> PickledTensors:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
         content, held = _read_zip(path) if zipped else _read_stream(path)
+        if isinstance(content, Instance):
+            content = _state_dict(content)
         wrapped = isinstance(content, dict) and any(key in content for key in ("model", "state_dict"))
         if wrapped:
             content = content.get("model", content.get("state_dict"))
@@ -133,6 +138,25 @@ def read_pickled(path: Path) -> PickledTensors:
         if sum(tensor.nbytes for tensor in tensors.values()) > 2 * held:
             raise UserError(f"Expected tensors of {held:,} bytes in {path}, they claim more: fetch it again.")
         return PickledTensors(tensors, wrapped)
+
+
+def _state_dict(module: Instance) -> dict[str, Tensor]:
+    """What PyTorch's `state_dict()` would say of a module. One that is there twice is entered once, so circles end."""
+    found: dict[str, Tensor] = {}
+    entered, waiting = {id(module)}, [(module, "")]
+    while waiting:
+        module, prefix = waiting.pop()
+        if len(prefix) > LONGEST_PREFIX:
+            raise ValueError("modules within modules without an end")
+        for kind in ("_parameters", "_buffers", "_modules"):
+            inside = module.state.get(kind)
+            for name, value in inside.items() if isinstance(inside, dict) else ():
+                if isinstance(value, Tensor):
+                    found[prefix + name] = value
+                elif isinstance(value, Instance) and id(value) not in entered:
+                    entered.add(id(value))
+                    waiting.append((value, f"{prefix}{name}."))
+    return found
 
 
 def _read_zip(path: Path) -> tuple[Any, int]:
@@ -165,7 +189,9 @@ def _read_stream(path: Path) -> tuple[Any, int]:
     """PyTorch before 1.6: magic number, version, system, the object, the storages' keys, the storages."""
     storages: dict[str, Storage] = {}
 
-    def storage(reference: Any) -> Storage:
+    def storage(reference: Any) -> Any:
+        if isinstance(reference, tuple) and reference[:1] == ("module",):
+            return UNKNOWN  # a class, with its source for people to read
         dtype, key, numbers, view = _reference(reference)
         if dtype is None:
             raise ValueError("a storage of no known kind")

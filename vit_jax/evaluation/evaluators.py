@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from vit_jax import sharding
 from vit_jax.contracts import Batch, UserError
 from vit_jax.ops.keys import key_for
-from vit_jax.ops.means import Mean, weighted
+from vit_jax.ops.means import Mean, average, weighted
 
 EvalStep = Callable[[Any, Batch, Any], dict[str, Mean]]
 
@@ -35,7 +35,7 @@ def make_eval_step(objective: Any, graph: Any, params_layout: Any, mesh: Mesh) -
 
 def sums(objective: Any, model: Any, batch: Batch, number: Any) -> dict[str, Mean]:
     """Loss, metrics and `examples` of one batch."""
-    inputs = objective.prepare(batch, key_for(0, "evaluation", number), False)
+    inputs = objective.inputs(batch, key_for(0, "evaluation", number), False)
     loss, metrics = objective.losses(model, inputs, None, False)
     examples = weighted(jnp.ones(batch.weight.shape), jnp.asarray(batch.weight))
     return {name: mean.reduce() for name, mean in {"loss": loss, **metrics, "examples": examples}.items()}
@@ -43,28 +43,28 @@ def sums(objective: Any, model: Any, batch: Batch, number: Any) -> dict[str, Mea
 
 def evaluate(
     step: EvalStep, params: Any, batches: Iterable[Batch], mesh: Mesh, stop: Callable[[], bool] = lambda: False
-) -> dict[str, float] | None:
-    """Metrics over all batches, and `examples`. None when `stop` said so in between.
+) -> dict[str, Any] | None:
+    """Averages over all batches (arrays of what is an array an example), and `examples`. None when `stop` said so in between.
 
     A metric is NaN where an example's is: nothing is left out to make it look better (accuracies count NaN as wrong).
 
     Raises:
       UserError: not one picture to judge by.
     """
-    totals: dict[str, np.ndarray] = {}
+    totals: dict[str, Mean] = {}
     for number, batch in enumerate(batches):
         if stop():
             return None
         means = jax.device_get(step(params, sharding.put(batch, mesh), np.int32(number)))
         for name, mean in means.items():
-            pair = np.asarray([mean.total, mean.count], np.float64)
-            totals[name] = totals.get(name, 0.0) + pair
+            exact = jax.tree.map(lambda half: np.asarray(half, np.float64), mean)
+            totals[name] = totals[name].merge(exact) if name in totals else exact
     if stop():  # perhaps while waiting for a batch that did not come
         return None
-    examples = totals.pop("examples", (0.0,))[0]  # all processes' rows, which `batches` here need not be
+    counted = totals.pop("examples", None)  # all processes' rows, which `batches` here need not be
+    examples = float(counted.total) if counted else 0.0
     if not examples:
         raise UserError(
             "Expected pictures to evaluate on, found none that can be read: change pp.test or the data set."
         )
-    values = {name: float(total / count) if count else float("nan") for name, (total, count) in totals.items()}
-    return values | {"examples": float(examples)}
+    return {name: average(mean) for name, mean in totals.items()} | {"examples": examples}

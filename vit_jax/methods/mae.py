@@ -151,11 +151,12 @@ def objective(config: Config, num_classes: int | None) -> Objective:
     return Objective(prepare, losses)
 
 
-def in_words(config: Config, num_patches: int) -> list[str]:
+def in_words(config: Config) -> list[str]:
     """The number of visible patches, where it was worked out."""
     mae = config["mae"]
     if mae["num_visible"] is not None:
         return []
+    num_patches = vit_config(config, None).num_patches
     visible = num_visible(mae, num_patches)
     return [f"mae.num_visible {visible} of {num_patches} (mae.mask_ratio {mae['mask_ratio']:g})"]
 

@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from vit_jax.contracts import Config
 from vit_jax.ops.means import Mean
 
 Inputs = dict[str, Any]  # arrays with a leading "b"
-Means = dict[str, Mean]  # per example: total and count of shape "b"
+Means = dict[str, Mean]  # per example: total and count of shape "b"; total may have further axes, as a histogram has
+AT_THE_END = np.iinfo(np.int32).max  # a step after all of them
 
 
 class Objective(NamedTuple):
@@ -22,11 +24,20 @@ class Objective(NamedTuple):
 
     `prepare(Batch on the device, key, train) -> inputs` sees the whole batch once: pixels to floats, mixing, masks, whatever
     needs neighbours or must not depend on micro-batches. `losses(model, inputs, keys, train) -> (loss, metrics)` sees any
-    slice of that and gives one (total, count) an example, so slices add up to the full batch exactly.
+    slice of that and gives one (total, count) an example, so slices add up to the full batch exactly. What changes over the
+    run (a temperature) comes from `schedules(step)`: numbers that `losses` finds among its inputs.
     """
 
     prepare: Callable[[Any, Key[Array, ""], bool], Inputs]
     losses: Callable[[Any, Inputs, Key[Array, " b"] | None, bool], tuple[Mean, Means]]
+    schedules: Callable[[Int[Array, ""]], dict[str, Float[Array, ""]]] = lambda step: {}
+
+    def inputs(self, batch: Any, key: Key[Array, ""], train: bool, step: Any = AT_THE_END) -> Inputs:
+        """`prepare`, and the numbers of `schedules`, one an example. Evaluation is at the end of every schedule."""
+        now = self.schedules(jnp.asarray(step, jnp.int32))
+        return self.prepare(batch, key, train) | {
+            name: jnp.broadcast_to(value, batch.weight.shape) for name, value in now.items()
+        }
 
 
 class Drawing(NamedTuple):
@@ -54,10 +65,10 @@ class Method:
     ]  # of (model, pixels), nothing random: to compare two models by
     labels: bool = False  # whether it learns from classes; classes are None otherwise
     backbone_at: str = ""  # attribute of the model, and first step of its parameters' paths; "": the model itself
-    in_words: Callable[[Config, int], list[str]] = (
-        lambda config, num_patches: []
-    )  # of what was derived from other fields
+    in_words: Callable[[Config], list[str]] = lambda config: []  # of what was derived from other fields
     picture: Draw | None = None  # None: there is nothing to see
+    # Averages over all pictures -> what is recorded: numbers that arrays (a histogram) come down to.
+    summary: Callable[[dict[str, Any]], dict[str, float]] = dict
 
     def backbone(self, model: Any) -> Any:
         """What transfers, is probed, embedded, looked into and exported."""

@@ -118,7 +118,7 @@ def make_step(
 
     def on_mesh(state: State, batch: Batch, seed: Int[Array, ""]) -> tuple[State, Report]:
         key = key_for(seed, "train", state.step)
-        inputs = objective.prepare(batch, key, True)
+        inputs = objective.inputs(batch, key, True, state.step)
         keys = jax.random.split(key, batch.image.shape[0])
 
         def total_loss(params: Any, inputs: Any, keys: Any) -> tuple[Array, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.contracts import UserError, to_json
+from vit_jax.ops.means import Mean, average
 
 METRICS = "metrics.jsonl"
 
@@ -139,15 +141,14 @@ class Window:
         self.waited = 0.0
         self.began = time.perf_counter()
 
-    def values(self, batch: int, reports: list[Any]) -> dict[str, float]:
-        """Means over the window's finite steps, throughput and the share of time spent waiting for data."""
+    def values(self, batch: int, reports: list[Any]) -> dict[str, Any]:
+        """Averages over the window's finite steps, throughput and the share of time spent waiting for data."""
         seconds = time.perf_counter() - self.began
         finite = [report for report in reports if report.finite]
-        values = {}
+        values: dict[str, Any] = {}
         for name in reports[0].means:
             means = [report.means[name] for report in finite]
-            total, count = (float(sum(half)) for half in zip(*means, strict=True)) if means else (0.0, 0.0)
-            values[name] = total / count if count else float("nan")
+            values[name] = average(functools.reduce(Mean.merge, means)) if means else float("nan")
         values["lr"] = float(reports[-1].learning_rate)
         values["grad_norm"] = float(reports[-1].grad_norm)
         values["img/s"] = len(reports) * batch / seconds
