@@ -99,7 +99,7 @@ class EvalRows:
     def __init__(self, source: Source, preprocess: Preprocess, batch: int, rows: Sequence[int], unreadable: Unreadable):
         self.source, self.preprocess, self.batch = source, preprocess, batch
         self.rows, self.unreadable = rows, unreadable
-        self.like = source[0].label if len(source) else -1
+        self.like = source[min(rows[0], len(source) - 1)].label if len(source) and len(rows) else -1
 
     def __call__(self, number: int) -> Batch:
         size = len(self.rows)

@@ -49,6 +49,7 @@ def open_source(
     """
     path = Path(dataset).expanduser()
     if dataset in MADE_UP:
+        _check_no_columns(dataset, labels)
         base, part = parse_split(split)
         return Part(digits(base), part) if dataset == "digits" else Part(Fake(base), part)
     if prepared := _prepared_folder(path):
@@ -57,6 +58,7 @@ def open_source(
         base, part = parse_split(split)
         if labels is not None and has_table(path):
             return Part(table_records(path, base, seed, labels), part)
+        _check_no_columns(dataset, labels)
         return Part(folder_records(path, base, seed), part)
     if path.exists():
         raise UserError(f"Expected a folder of pictures or a TFDS name, {dataset} is a file: fix config.dataset.")
@@ -90,6 +92,14 @@ def check_classes(source: Source, task: str = "classes") -> int:
             "alone: add the folder of another class, or pre-train with config.objective='mae'."
         )
     return len(source.class_names)
+
+
+def _check_no_columns(dataset: str, labels: Labels | None) -> None:
+    if labels is not None and labels.columns:
+        raise UserError(
+            f"Expected a {TABLE} or a TFDS set with {', '.join(labels.columns)}, {dataset} has neither: unset "
+            "config.label_columns."
+        )
 
 
 def _missing_folder(path: Path) -> UserError:
