@@ -180,7 +180,7 @@ def test_training_on_digits_lowers_the_loss(trained):
 def test_it_is_loaded_judged_and_looked_at(trained, tmp_path, capsys):
     workdir, result = trained
     loaded = api.load(workdir)
-    pixels = loaded.pixels(np.zeros((2, 8, 8), np.uint8))
+    pixels = loaded.pixels(np.zeros((2, 8, 8, 1), np.uint8))
     codes = np.asarray(tokens(loaded.model, pixels))
     assert codes.shape == (2, 16)
     assert loaded.model.cfg.vocab_size == 64
