@@ -3,9 +3,10 @@
     python -m vit_jax.main --workdir=runs/tokenizer --config=configs/tokenizer.py:dalle \
         --config.dataset=imagenet2012            # or a folder of pictures
 
-Models: dalle (97.6 M parameters, 8,192 codes, 256 pixels), small (2.4 M parameters, 1,024 codes, 112 pixels; this project's
-choice, for one GPU). The paper's numbers are from memory (unchecked): 250 million pictures, batch 512 on 64 V100. Neither was
-trained here; the digits variant was, see docs/results.md.
+Models: dalle (97.6 M parameters, 8,192 codes, 256 pixels), small (5.7 M parameters, 1,024 codes, 112 pixels; this
+project's choice). The paper's settings are from memory (unchecked); it trained on 250 million pictures, batch 512 on 64 V100.
+Neither was trained here. Measured: digits.py:pretrain,tokenizer, 400 steps, about 20 s of steps on two busy CPU cores and as
+long for compiling; of the test pictures a mean squared error of 0.053 (variance 0.142), 33 of 64 codes used, perplexity 11.6.
 """
 
 from __future__ import annotations
