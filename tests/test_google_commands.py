@@ -305,7 +305,7 @@ def test_every_field_is_listed_with_its_value_and_meaning(tmp_path):
     assert set(listed) == set(dict(configuration.flatten(configuration.default_fields())))
     assert "0.01" in listed["base_lr"]
     assert "micro-batches a step" in listed["accum_steps"]
-    assert "stochastic depth" in listed["mae.decoder.drop_path"]
+    assert "stochastic depth" in listed["model.transformer.drop_path"]
     assert not (tmp_path / "run").exists()
 
 

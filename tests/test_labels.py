@@ -494,7 +494,10 @@ def test_batches_of_vectors(folders):
     assert spread_batch(source, views).label.shape == (8, 3)
 
 
-@pytest.mark.parametrize("task", ["multilabel", "regression", "classes"])
+SLOW = [pytest.param(task, marks=pytest.mark.slow) for task in ("regression", "classes")]
+
+
+@pytest.mark.parametrize("task", ["multilabel", *SLOW])
 def test_eight_devices_and_micro_batches_count_as_one(task, folders, small):
     weights = "balanced" if task != "regression" else None
     config = config_for(small, folders, task, class_weights=weights, mixup=0.8, batch=16)

@@ -193,6 +193,7 @@ def test_what_does_not_fit_is_a_sentence():
         build(config, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS[::2])
 def test_digits_learn_by_it_and_are_drawn(target, tmp_path):
     from vit_jax import train

@@ -159,7 +159,7 @@ def test_linear_probe_equals_pytorch_for_twenty_steps(small):
 
 
 def test_lars_measures_each_stacked_block_apart(small):
-    from vit_jax.training.optimizer import make_optimizer
+    from vit_jax.training.optimizer import lr_scales, make_optimizer
 
     config = linear_probe(small)
     config.update({"train_blocks": None, "weight_decay": 0.1})
@@ -167,7 +167,8 @@ def test_lars_measures_each_stacked_block_apart(small):
     params = jax.tree.map(lambda p: p + 0.05, params)
     grads = jax.tree.map(lambda p: jnp.cos(3.0 * p), params)
     optimizer = make_optimizer(params, config)
-    updates = flat_params(optimizer.update(grads, optimizer.init(params), params)[0])
+    updates = optimizer.update(grads, optimizer.init(params), params)[0]
+    updates = flat_params(jax.tree.map(lambda u, scale: u * scale, updates, lr_scales(params, config)))
     flat, flat_grads = flat_params(params), flat_params(grads)
     for path, update in updates.items():
         theta, change = np.asarray(flat[path], np.float64), np.asarray(flat_grads[path], np.float64)

@@ -88,6 +88,7 @@ def test_parameters_are_the_published_count():
     assert count_params(nnx.state(shapes, nnx.Param)) == 86_256_720
 
 
+@pytest.mark.slow
 def test_digits_learn_by_it(tmp_path):
     """Below the error of every patch's own mean, which knows the picture."""
     from vit_jax import train

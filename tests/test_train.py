@@ -228,13 +228,20 @@ def test_a_full_disk_is_one_sentence(tmp_path):
         ({"model.classifier": "tokn"}, r"model\.classifier"),
         ({"model.transformer.num_heads": 3}, "num_heads"),
         ({"mesh.data": 3}, r"config\.mesh"),
-        ({"mae.num_visible": 99, "objective": "mae"}, r"mae\.num_visible"),
     ],
 )
 def test_bad_settings_are_one_clear_sentence(small, tmp_path, change, message):
     config = small("scratch")
     config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=message):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_more_visible_patches_than_there_are(small, tmp_path):
+    config = small("pretrain")
+    config.mae.num_visible = 99
+    with pytest.raises(UserError, match=r"mae\.num_visible"):
         train.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

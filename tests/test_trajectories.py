@@ -32,8 +32,9 @@ def recipe(name):
     config.pp.update({"crop": 32})
     config.model.patches.size, config.model.hidden_size = (8, 8), 32
     config.model.transformer.update({"num_layers": 3, "num_heads": 4, "mlp_dim": 48, "drop_path": 0.0})
-    config.mae.decoder.update({"hidden_size": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32})
-    config.mae.num_visible = 4
+    if config.objective == "mae":
+        config.mae.decoder.update({"hidden_size": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32})
+        config.mae.num_visible = 4
     config.update({"mixup": 0.0, "cutmix": 0.0})
     return config
 

@@ -222,7 +222,7 @@ class Tfds:
         name: str,
         records: Any,
         class_names: tuple[str, ...] | None,
-        label_of: Callable[[Any], int | np.ndarray] = lambda record: -1,
+        label_of: Callable[[Any], int | np.ndarray] = lambda record: int(record.get("label", -1)),
     ):
         self.name, self.records, self.class_names, self.label_of = name, records, class_names, label_of
 
