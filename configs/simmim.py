@@ -13,10 +13,14 @@ from collections.abc import Collection
 
 from configs import common, models
 from configs.common import Field
-from configs.kinds import number, whole
+from configs.kinds import number, optional, whole
 
 FIELDS = {
-    "simmim.mask_unit": Field(32, whole(1, 65_535), "side of the squares that are hidden, in pixels"),
+    "simmim.mask_unit": Field(
+        None,
+        optional(whole(1, 65_535)),
+        "side of the hidden squares in pixels; None: two patches, the paper's 32",
+    ),
     "simmim.mask_ratio": Field(0.6, number(above=0, below=1), "share of the squares hidden"),
 }
 NAMES = ("b16",)
@@ -25,7 +29,7 @@ DIGITS = {
     "simmim.mask_unit": 2, "batch": 128, "base_lr": 2e-3, "total_steps": 800, "warmup_steps": 80,
     "eval_every": 400, "checkpoint_every": 400,
 }  # fmt: skip
-FOLDER = {"simmim.mask_unit": 16, "pp.crop_area": (0.67, 1.0), "b2": 0.95, "base_lr": 6e-4}
+FOLDER = {"pp.crop_area": (0.67, 1.0), "b2": 0.95, "base_lr": 6e-4}
 
 
 def get_config(name: str = "b16"):

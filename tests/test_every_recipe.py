@@ -83,7 +83,7 @@ def shrink(config):
             stack[rate] = stack[rate] and 0.1
     shrink_section(config)
     if "mask_unit" in section:
-        section.mask_unit = 2 * patch
+        section.mask_unit = section.mask_unit and 2 * patch
         config.pp.crop = 4 * patch
     if "num_visible" in section:
         section.num_visible = 1

@@ -62,7 +62,9 @@ def test_squares_are_hidden_whole_and_as_many_as_published():
     assert (squares.mean(0) / 4).min() > 0.4  # every place has its turn
 
 
-@pytest.mark.parametrize("changes", [{"simmim.mask_unit": 24}, {"pp.crop": 240}, {"simmim.mask_unit": 8}])
+@pytest.mark.parametrize(
+    "changes", [{"simmim.mask_unit": 24}, {"pp.crop": 240}, {"simmim.mask_unit": 8}, {"pp.crop": (224, 80)}]
+)
 def test_a_unit_that_does_not_fit_is_a_sentence(changes):
     config = configuration.load("simmim.py:b16")
     config.update_from_flattened_dict(changes)

@@ -33,7 +33,8 @@ def hidden_squares(keys: Key[Array, " b"], config: Config) -> Bool[Array, "b n"]
       UserError: a unit that is no whole number of patches, or that does not divide the picture.
     """
     section, size = config["simmim"], pair(config["pp"]["crop"])
-    unit, patch = section["mask_unit"], pair(config["model"]["patches"]["size"])
+    patch = pair(config["model"]["patches"]["size"])
+    unit = section["mask_unit"] or 2 * max(patch)
     if any(unit % side for side in patch) or any(side % unit for side in size):
         raise UserError(
             f"Expected simmim.mask_unit to be a whole number of patches of {patch[0]} x {patch[1]} and to divide the picture "
@@ -78,6 +79,14 @@ def objective(config: Config, num_classes: int | None) -> Objective:
     return Objective(prepare, losses)
 
 
+def in_words(config: Config) -> list[str]:
+    """The side of the squares, where it was worked out."""
+    if config["simmim"]["mask_unit"] is not None:
+        return []
+    side = 2 * max(pair(config["model"]["patches"]["size"]))
+    return [f"simmim.mask_unit {side} (two patches)"]
+
+
 def picture(model: Masked, images: UInt8[Array, "b H W c"], config: Config, *, seed: int = 0) -> Drawing:
     """Hide squares as `config.simmim` says and fill them in."""
     pp = config["pp"]
@@ -93,4 +102,4 @@ def outputs(model: Masked, pixels: Float[Array, "b H W c"]) -> Float[Array, "b n
     return model(pixels, jnp.broadcast_to(hidden, (pixels.shape[0], model.cfg.num_patches)))
 
 
-METHOD = Method(build, objective, outputs, backbone_at="encoder", picture=picture)
+METHOD = Method(build, objective, outputs, backbone_at="encoder", in_words=in_words, picture=picture)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
+
+LETTERS = 28  # of a note below one column
 
 
 def draw(columns: Mapping[str, Float[np.ndarray, "b H W c"]], note: str, max_rows: int = 8) -> Figure:
@@ -20,7 +23,7 @@ def draw(columns: Mapping[str, Float[np.ndarray, "b H W c"]], note: str, max_row
             axis.set_axis_off()
             if row == 0:
                 axis.set_title(title, fontsize=10)
-    figure.supxlabel(note, fontsize=8)
+    figure.supxlabel(textwrap.fill(note, LETTERS * len(columns)), fontsize=8)
     return figure
 
 
