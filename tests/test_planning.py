@@ -283,6 +283,7 @@ def test_a_step_that_does_not_fit_exits_1_and_names_what_does():
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_vit_g_on_256_chips_has_its_parameters_truly_sharded():
     """Scaling ViT's G/14 at a global batch of 4096: the real step, compiled for v5e:16x16."""
     status, rows, words = plan_in_a_process(

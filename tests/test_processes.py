@@ -113,7 +113,7 @@ def two_by_four(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize(("count", "launcher"), [(1, by_variables), (4, by_slurm)])
+@pytest.mark.parametrize(("count", "launcher"), [(1, by_variables), pytest.param(4, by_slurm, marks=pytest.mark.slow)])
 def test_the_number_of_processes_changes_nothing(two_by_four, tmp_path, count, launcher):
     """The order of examples, the losses and the exact evaluation (360 = 6 x 56 + 24 pictures) are the same."""
     group = Group(count, tmp_path, training(tmp_path / "run", total_steps=15), launcher)
