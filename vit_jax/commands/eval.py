@@ -27,7 +27,7 @@ from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.answers import Judged, chosen, judge_classes, judge_multilabel, judge_numbers, with_answers
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
 from vit_jax.methods import method_of
-from vit_jax.methods.classification import answers
+from vit_jax.methods.method import Method
 from vit_jax.visualisation import confusion
 
 FEW = 20  # classes that are printed one by one
@@ -66,7 +66,7 @@ def run(argv: list[str]) -> int:
     objective = method.objective(config, trained.encoder.cfg.num_classes if method.labels else None)
     judged = Judged({}, {})
     if method.labels:
-        metrics, said, labels = with_answers(objective, graph, params, answer_of(config), batches, mesh)
+        metrics, said, labels = with_answers(objective, graph, params, answer_of(method, config), batches, mesh)
         judged = judge(config, said, labels, trained.class_names or source.class_names or ())
         metrics |= judged.whole
     else:
@@ -96,11 +96,13 @@ def check_same_classes(trained: Trained, source: Source) -> None:
         )
 
 
-def answer_of(config: dict[str, Any]) -> Any:
+def answer_of(method: Method, config: dict[str, Any]) -> Any:
     """What is kept of every picture: the class chosen, or all probabilities or numbers."""
+    answers = method.answers
+    assert answers is not None
     if config["task"] == "classes":
-        return lambda logits: chosen(answers(logits, config))
-    return lambda logits: answers(logits, config)
+        return lambda said: chosen(answers(said, config))
+    return lambda said: answers(said, config)
 
 
 def judge(config: dict[str, Any], said: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Judged:

@@ -20,7 +20,7 @@ from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.pictures import Pictures
 from vit_jax.contracts import Config, UserError
 from vit_jax.data.decoding import printable
-from vit_jax.methods.classification import answers
+from vit_jax.methods import method_of
 from vit_jax.models.vit import ViT
 
 
@@ -44,7 +44,8 @@ def run(argv: list[str]) -> int:
         trained = load(args.workdir, **given_of(args))
         config, model = trained.config, trained.model
         classes = model.cfg.num_classes if isinstance(model, ViT) else None
-        if not classes:
+        answers = method_of(config).answers
+        if not classes or answers is None:
             raise UserError(
                 f"Expected a classifier, {args.workdir} holds a {type(model).__name__}: "
                 "use `vit-jax reconstruct` or `embed`, or fine-tune it with config.init_from."

@@ -202,4 +202,4 @@ def outputs(model: ViT, pixels: Float[Array, "b H W c"]) -> Float[Array, "b ... 
     return model(pixels)
 
 
-METHOD = Method(build, objective, outputs, labels=True)
+METHOD = Method(build, objective, outputs, answers)

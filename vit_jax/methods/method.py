@@ -56,19 +56,27 @@ Draw = Callable[..., Drawing]
 class Method:
     """A way to train. Each file of this room ends in one."""
 
-    build: Callable[
-        [Config, int | None, nnx.Rngs], Any
-    ]  # (config, classes, rngs) -> the backbone and what is added to it
-    objective: Callable[[Config, int | None], Objective]  # of (config, classes)
-    outputs: Callable[
-        [Any, Float[Array, "b H W c"]], Array
-    ]  # of (model, pixels), nothing random: to compare two models by
-    labels: bool = False  # whether it learns from classes; classes are None otherwise
-    backbone_at: str = ""  # attribute of the model, and first step of its parameters' paths; "": the model itself
-    in_words: Callable[[Config], list[str]] = lambda config: []  # of what was derived from other fields
-    picture: Draw | None = None  # None: there is nothing to see
-    # Averages over all pictures -> what is recorded: numbers that arrays (a histogram) come down to.
+    # (config, classes, rngs) -> the backbone and what is added to it
+    build: Callable[[Config, int | None, nnx.Rngs], Any]
+    # (config, classes) -> what is learned
+    objective: Callable[[Config, int | None], Objective]
+    # (model, pixels) -> what the whole model gives, with nothing random: to compare two models by
+    outputs: Callable[[Any, Float[Array, "b H W c"]], Array]
+    # (what the model says, config) -> probabilities or numbers; of a method that learns from labels, None of others
+    answers: Callable[[Array, Config], Array] | None = None
+    # Attribute of the model, and first step of its parameters' paths; "": the model itself
+    backbone_at: str = ""
+    # config -> lines of what was derived from other fields
+    in_words: Callable[[Config], list[str]] = lambda config: []
+    # None: there is nothing to see
+    picture: Draw | None = None
+    # Averages over all pictures -> what is recorded: numbers that arrays (a histogram) come down to
     summary: Callable[[dict[str, Any]], dict[str, float]] = dict
+
+    @property
+    def labels(self) -> bool:
+        """Whether it learns from labels: classes are None otherwise. Its losses then ask the model once, for `answers`."""
+        return self.answers is not None
 
     def backbone(self, model: Any) -> Any:
         """What transfers, is probed, embedded, looked into and exported."""
