@@ -217,10 +217,12 @@ def check(config: Config) -> None:
     objective, words = given.get("objective", "classify"), _table().FIELDS["objective"].kind
     if not words.holds(objective):
         raise UserError(f"Expected config.objective to be {words.words}, got {shown(objective)}.")
+    table = fields(objective)
     for field, value in given.items():
-        if not (kind := known(field, objective).kind).holds(value):
+        kind = (table[field] if field in table else known(field, objective)).kind  # which says what is wrong with it
+        if not kind.holds(value):
             raise UserError(f"Expected config.{field} to be {kind.words}, got {shown(value)}.")
-    missing = sorted(set(fields(objective)) - set(given))
+    missing = sorted(set(table) - set(given))
     if missing:
         raise UserError(f"Expected the config fields {missing}, they are missing: start from configs/common.py.")
 

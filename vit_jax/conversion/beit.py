@@ -14,11 +14,11 @@ import numpy as np
 from einops import rearrange
 
 from vit_jax.contracts import Config, UserError
-from vit_jax.conversion.describe import IMAGENET, Description, blocks_of, heads_of, shape_of
+from vit_jax.conversion.describe import IMAGENET, Description, blocks_of, heads_of, shape_of, views
 from vit_jax.conversion.files import Archive
 from vit_jax.conversion.rules import BATCHED, SAME, Fixed, Layout, Rule, linear, norm, torch_patches, transposed
 from vit_jax.conversion.timm import renamed
-from vit_jax.conversion.told import SMALLEST_STD, Told
+from vit_jax.conversion.told import Told
 from vit_jax.methods import method_of
 from vit_jax.models.registry import vit_config
 
@@ -172,11 +172,4 @@ def _preprocessing(
     crop, told = (grid[0] * patch[0], grid[1] * patch[1]), archive.settings.section("pretrained_cfg")
     mean, std = IMAGENET if simmim and channels == 3 else ((0.5,), (0.5,))
     share = told.number("crop_pct", 0.875 if min(crop) < 384 else 1.0, least=0.1, most=2.0)
-    return {
-        "crop": crop[0] if crop[0] == crop[1] else crop,
-        "resize": round(min(crop) / share),
-        "channels": channels,
-        "mean": told.numbers("mean", mean, count=channels, least=-1000.0),
-        "std": told.numbers("std", std, count=channels, least=SMALLEST_STD),
-        "interpolation": "bicubic",
-    }
+    return views(told, crop, channels, (mean, std), share) | {"interpolation": "bicubic"}

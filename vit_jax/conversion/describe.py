@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vit_jax.contracts import UserError
 from vit_jax.conversion.tensors import Tensor
-from vit_jax.conversion.told import MOST_HEADS, Told
+from vit_jax.conversion.told import MOST_HEADS, SMALLEST_STD, Told
 
 MOST_BLOCKS, MOST_POSITIONS = 1000, 2**16
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -85,3 +85,21 @@ def grid_rows(rows: int | None, prefix: int, given: Told, cell: tuple[int, ...])
         if side and side * side == rows - extra:
             return (side, side), has_rows
     raise UserError(f"Expected a square grid, got {rows} positions: give stored_size=(height, width) in pixels.")
+
+
+def views(
+    told: Told,
+    crop: tuple[int, int],
+    channels: int,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    share: float,
+) -> dict[str, Any]:
+    """Fields of `pp`: the centre crop that is `share` of the short side, mean and deviation unless others are told."""
+    mean, std = statistics
+    return {
+        "crop": crop[0] if crop[0] == crop[1] else crop,
+        "resize": round(min(crop) / share),
+        "channels": channels,
+        "mean": told.numbers("mean", mean, count=channels, least=-1000.0),
+        "std": told.numbers("std", std, count=channels, least=SMALLEST_STD),
+    }

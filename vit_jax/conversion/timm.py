@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from vit_jax.contracts import Config, UserError
-from vit_jax.conversion.describe import IMAGENET, Description, blocks_of, grid_rows, heads_of, shape_of
+from vit_jax.conversion.describe import IMAGENET, Description, blocks_of, grid_rows, heads_of, shape_of, views
 from vit_jax.conversion.files import Archive
 from vit_jax.conversion.rules import BATCHED, FLAT, SAME, Fixed, Rule, linear, norm, torch_patches, transposed
 from vit_jax.conversion.tensors import Tensor
-from vit_jax.conversion.told import MOST_HEADS, SMALLEST_STD, Told
+from vit_jax.conversion.told import MOST_HEADS, Told
 from vit_jax.methods.mae import mae_config
 from vit_jax.models.registry import vit_config
 from vit_jax.models.vit import positions_table
@@ -176,11 +176,4 @@ def _preprocessing(archive: Archive, channels: int, patch: list[int], grid: tupl
     interpolation = told.word("interpolation", "bicubic")
     if interpolation not in ("bilinear", "bicubic", "lanczos"):
         raise UserError(f"Expected an interpolation of bilinear, bicubic, lanczos in config.json, got {interpolation}.")
-    return {
-        "crop": crop[0] if crop[0] == crop[1] else crop,
-        "resize": round(min(crop) / share),
-        "channels": channels,
-        "mean": told.numbers("mean", mean, count=channels, least=-1000.0),
-        "std": told.numbers("std", std, count=channels, least=SMALLEST_STD),
-        "interpolation": interpolation,
-    }
+    return views(told, crop, channels, (mean, std), share) | {"interpolation": interpolation}

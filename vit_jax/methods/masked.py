@@ -59,6 +59,12 @@ class Masked(nnx.Module):
         return self.predict(tokens[:, self.cfg.num_prefix :]).astype(jnp.float32)
 
 
+def outputs(model: Masked, pixels: Float[Array, "b H W c"]) -> Float[Array, "b n o"]:
+    """Answers with every other patch hidden: to compare two models by."""
+    hidden = jnp.arange(model.cfg.num_patches)[None, :] % 2 == 0
+    return model(pixels, jnp.broadcast_to(hidden, (pixels.shape[0], model.cfg.num_patches)))
+
+
 def over(hidden: Bool[Array, "b n"], values: Float[Array, "b n"], weight: Float[Array, " b"]) -> Mean:
     """(total, count) an example of a value a patch, over hidden patches: the batch's mean is one over all of them."""
     chosen = hidden.astype(jnp.float32)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from vit_jax.contracts import Config, UserError
 from vit_jax.methods.drawing import filled_in
-from vit_jax.methods.masked import Masked, over
+from vit_jax.methods.masked import Masked, outputs, over
 from vit_jax.methods.method import Drawing, Inputs, Means, Method, Objective
 from vit_jax.models.layers import XAVIER
 from vit_jax.models.registry import pair, vit_config
@@ -176,12 +176,6 @@ def _coloured(
 def _row(values: Any, patches: Float[Array, "b n p"]) -> np.ndarray:
     """Statistics of channels, repeated over the numbers of a patch."""
     return np.resize(np.asarray(values, np.float32), patches.shape[-1])[None, None, :]
-
-
-def outputs(model: Masked, pixels: Float[Array, "b H W c"]) -> Float[Array, "b n o"]:
-    """Predictions with every other patch masked."""
-    hidden = jnp.arange(model.cfg.num_patches)[None, :] % 2 == 0
-    return model(pixels, jnp.broadcast_to(hidden, (pixels.shape[0], model.cfg.num_patches)))
 
 
 METHOD = Method(build, objective, outputs, backbone_at="encoder", picture=picture)

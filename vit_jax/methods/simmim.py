@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key, UInt8
+from jaxtyping import Array, Bool, Key, UInt8
 
 from vit_jax.contracts import Config, UserError
 from vit_jax.methods.drawing import filled_in
-from vit_jax.methods.masked import Masked, over
+from vit_jax.methods.masked import Masked, outputs, over
 from vit_jax.methods.method import Drawing, Inputs, Means, Method, Objective
 from vit_jax.models.layers import Initializer
 from vit_jax.models.registry import pair, vit_config
@@ -94,12 +94,6 @@ def picture(model: Masked, images: UInt8[Array, "b H W c"], config: Config, *, s
     pixels = normalise(images, pp["mean"], pp["std"])
     predicted = nnx.jit(lambda model, pixels, hidden: model(pixels, hidden))(model, pixels, hidden)
     return filled_in(pixels, predicted, hidden, model.cfg.patch_size, pp["mean"], pp["std"])
-
-
-def outputs(model: Masked, pixels: Float[Array, "b H W c"]) -> Float[Array, "b n p"]:
-    """Predictions with every other patch hidden."""
-    hidden = jnp.arange(model.cfg.num_patches)[None, :] % 2 == 0
-    return model(pixels, jnp.broadcast_to(hidden, (pixels.shape[0], model.cfg.num_patches)))
 
 
 METHOD = Method(build, objective, outputs, backbone_at="encoder", in_words=in_words, picture=picture)
