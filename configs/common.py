@@ -82,6 +82,15 @@ PICTURES = {
     ),
     "pp.erasing": Field(0.0, number(0, 1), "probability of random erasing"),
     "pp.interpolation": Field("bilinear", one_of("bilinear", "bicubic", "lanczos"), "how pictures are resized"),
+    "pp.color_jitter": Field(
+        0.0, number(0, usual=(0, 0.8)),
+        "training: brightness, contrast and saturation times 1 - this to 1 + this, in any order, before the crop (BEiT)",
+    ),
+    "pp.second_share": Field(
+        None, optional(number(above=0, high=16, usual=(0.25, 4))),
+        "a second view of the same crop, this share as large, for a tokenizer (BEiT: 0.5, 112 of 224 pixels); None: none",
+    ),
+    "pp.second_interpolation": Field("lanczos", one_of("bilinear", "bicubic", "lanczos"), "how the second view is resized"),
     "pp.channels": Field(3, whole(1, 1024), "of a picture: 1, 3 or 4 for files"),
     "pp.mean": Field((0.5,), several(number(usual=(0, 1))), "of pixels / 255, one or one a channel; Google's give [-1, 1]"),
     "pp.std": Field((0.5,), several(number(above=0, usual=(0.01, 1))), "of pixels / 255"),

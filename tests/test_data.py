@@ -111,8 +111,8 @@ def test_every_view_has_the_size_of_the_crop(size, train_crop, crop):
         views = preprocess(
             crop=crop, train_crop=train_crop, resize=resize, randaugment="rand-m9-mstd0.5-inc1", erasing=1.0
         )
-        assert views.train(record, np.random.default_rng(0)).shape == wanted
-        assert views.evaluate(record).shape == wanted
+        assert views.train(record, np.random.default_rng(0)).image.shape == wanted
+        assert views.evaluate(record).image.shape == wanted
 
 
 def test_random_resized_box_area_and_aspect():
@@ -134,15 +134,15 @@ def test_reduced_decoding_shows_the_same_crop():
     """JPEG draft mode decodes fewer pixels: the view must stay the same picture."""
     big = gradient((1200, 900))
     views = preprocess(crop=32, interpolation="bicubic", flip=False)
-    by_jpeg = views.train(Record(encoded(big, "JPEG", quality=95), -1, "x"), np.random.default_rng(5))
-    by_png = views.train(Record(encoded(big, "PNG"), -1, "x"), np.random.default_rng(5))
+    by_jpeg = views.train(Record(encoded(big, "JPEG", quality=95), -1, "x"), np.random.default_rng(5)).image
+    by_png = views.train(Record(encoded(big, "PNG"), -1, "x"), np.random.default_rng(5)).image
     assert np.abs(by_jpeg.astype(int) - by_png).max() < 8
 
 
 def test_evaluation_takes_the_centre():
     picture = np.zeros((40, 80, 3), np.uint8)
     picture[:, 20:60] = 255
-    np.testing.assert_array_equal(preprocess(crop=40, resize=40).evaluate(Record(picture, -1, "x")), 255)
+    np.testing.assert_array_equal(preprocess(crop=40, resize=40).evaluate(Record(picture, -1, "x")).image, 255)
 
 
 def test_shifted_mirrors_at_the_border():
@@ -154,7 +154,7 @@ def test_shifted_mirrors_at_the_border():
 def test_flip_half_the_time():
     array = np.asarray([[[0], [255]]], np.uint8)
     views = preprocess(crop=(1, 2), channels=1, train_crop="resize")
-    flipped = [views.train(Record(array, -1, "x"), np.random.default_rng(s))[0, 0, 0] for s in range(400)]
+    flipped = [views.train(Record(array, -1, "x"), np.random.default_rng(s)).image[0, 0, 0] for s in range(400)]
     assert 0.4 < np.mean(np.asarray(flipped) == 255) < 0.6
 
 
@@ -258,7 +258,7 @@ def test_a_crop_of_a_tiny_picture_has_a_pixel():
     for train_crop in ("random_resized", "random_resized_once"):
         views = preprocess(crop=8, train_crop=train_crop, crop_area=(0.08, 0.1), crop_aspect=(0.1, 0.2))
         for seed in range(20):
-            assert views.train(pixel, np.random.default_rng(seed)).shape == (8, 8, 3)
+            assert views.train(pixel, np.random.default_rng(seed)).image.shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize("wrong", [{"interpolation": "cubic"}, {"train_crop": "random"}, {"crop": 0}])

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import shrink_section
+from tests.networks import for_tiny_networks, networks_for, with_second
 from vit_jax import configuration, derived, sharding
 from vit_jax.contracts import Batch, Record
 from vit_jax.data.transforms import Preprocess
@@ -87,6 +88,7 @@ def shrink(config):
         config.pp.crop = 4 * patch
     if "num_visible" in section:
         section.num_visible = 1
+    for_tiny_networks(config)
     config.accum_steps, config.unroll = min(config.accum_steps, 2), min(config.unroll, 2)
     config.batch, config.batch_eval = 8, 8
     config.total_steps, config.total_epochs, config.warmup_steps, config.warmup_epochs = 4, None, 0, None
@@ -157,9 +159,11 @@ def test_every_argument_loads_with_a_schedule_and_views_of_a_picture(name, pictu
         seen.add(pp)
         given = picture._replace(image=picture.image[:, :, : config.pp.channels])
         views = Preprocess.from_config(config.pp)
-        wanted = (config.pp.crop, config.pp.crop, config.pp.channels)
-        assert views.train(given, np.random.default_rng(0)).shape == wanted
-        assert views.evaluate(given).shape == wanted
+        wanted, second = (config.pp.crop, config.pp.crop, config.pp.channels), derived.second_crop(config.pp)
+        for found in (views.train(given, np.random.default_rng(0)), views.evaluate(given)):
+            assert found.image.shape == wanted
+            assert (found.second is None) == (second is None)
+            assert second is None or found.second.shape == (*second, config.pp.channels)
 
 
 def structures(name, pictures):
@@ -172,17 +176,19 @@ def structures(name, pictures):
 
 
 def program_of(config):
-    """(objective, program, mesh) over two devices, laid out as the recipe says."""
-    classes = CLASSES if method_of(config).labels else None
+    """(program, evaluation, mesh) over two devices, laid out as the recipe says, with tiny frozen networks."""
+    classes, networks = CLASSES if method_of(config).labels else None, networks_for(config)
     mesh = sharding.make_mesh(dict(config.mesh), jax.devices()[:2])
     objective = method_of(config).objective(config, classes)
-    return objective, make_program(config, objective, make_schedule(config, 4, 0), classes, mesh), mesh
+    program = make_program(config, objective, make_schedule(config, 4, 0), classes, mesh, networks)
+    judge = make_eval_step(objective, program.graph, program.layout.params, mesh, networks, program.frozen)
+    return program, judge, mesh
 
 
 def batch_of(config):
     pp = config.pp
     images = np.random.default_rng(0).integers(0, 256, (8, pp.crop, pp.crop, pp.channels), dtype=np.uint8)
-    return Batch(images, np.arange(8, dtype=np.int32) % CLASSES, np.ones(8, np.float32))
+    return with_second(Batch(images, np.arange(8, dtype=np.int32) % CLASSES, np.ones(8, np.float32)), config)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -191,10 +197,9 @@ def test_every_argument_becomes_a_step_and_an_evaluation(name, pictures):
     found = structures(name, pictures)
     assert sorted(argument for arguments, _ in found.values() for argument in arguments) == sorted(ARGUMENTS[name])
     for _, config in found.values():
-        objective, program, mesh = program_of(config)
+        program, judge, _ = program_of(config)
         batch = batch_of(config)
-        assert "stablehlo" in program.step.lower(program.abstract, batch, SEED).as_text()
-        judge = make_eval_step(objective, program.graph, program.layout.params, mesh)
+        assert "stablehlo" in program.step.lower(program.abstract, batch, SEED, *program.frozen).as_text()
         assert "loss" in jax.eval_shape(judge, program.abstract.params, batch, SEED)
 
 
@@ -203,13 +208,12 @@ def test_every_argument_becomes_a_step_and_an_evaluation(name, pictures):
 def test_every_argument_takes_steps(name, pictures):
     """Two, because a head of zeros lets no gradient through in the first."""
     for arguments, config in structures(name, pictures).values():
-        objective, program, mesh = program_of(config)
+        program, judge, mesh = program_of(config)
         batch, state = batch_of(config), program.init(np.int32(0))
         before = {path: np.asarray(leaf) for path, leaf in flat_params(state.params).items()}
         for _ in range(2):
-            state, report = program.step(state, sharding.put(batch, mesh), np.int32(0))
+            state, report = program.step(state, sharding.put(batch, mesh), np.int32(0), *program.frozen)
             assert bool(report.finite), arguments
-        judge = make_eval_step(objective, program.graph, program.layout.params, mesh)
         assert np.isfinite(evaluate(judge, state.params, [batch], mesh)["loss"]), arguments
         moved = {path for path, leaf in flat_params(state.params).items() if not np.array_equal(leaf, before[path])}
         first = "stem/conv_root/kernel" if config.model.resnet.num_layers is not None else "embedding/kernel"

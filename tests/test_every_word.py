@@ -87,7 +87,7 @@ def test_every_crop_and_filter_gives_a_view(small, train_crop, interpolation):
     for size in ((8, 8), (5, 40), (31, 9)):
         picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         for view in (
-            views.train(Record(picture, 0, "x"), np.random.default_rng(1)),
-            views.evaluate(Record(picture, 0, "x")),
+            views.train(Record(picture, 0, "x"), np.random.default_rng(1)).image,
+            views.evaluate(Record(picture, 0, "x")).image,
         ):
             assert (view.shape, view.dtype) == ((8, 8, 3), np.uint8)

@@ -177,9 +177,9 @@ def views(crop=32, resize=256, **pp):
 def seen(data):
     """The picture as evaluation and every way of training sees it."""
     record = Record(data, -1, "x.jpg")
-    found = [views().evaluate(record)]
+    found = [views().evaluate(record).image]
     for train_crop in ("random_resized", "random_resized_once", "simple", "resize"):
-        found += [views(train_crop=train_crop).train(record, np.random.default_rng(seed)) for seed in range(3)]
+        found += [views(train_crop=train_crop).train(record, np.random.default_rng(seed)).image for seed in range(3)]
     return np.stack(found)
 
 
@@ -249,7 +249,7 @@ def test_ordinary_pictures_are_resized_and_then_cropped_to_the_bit(size, crop):
     for resize in (36, 40, 64):
         preprocess = views(crop, resize)
         expected = plainly(preprocess, Image.fromarray(noise))
-        np.testing.assert_array_equal(preprocess.evaluate(Record(noise, -1, "x")), expected)
+        np.testing.assert_array_equal(preprocess.evaluate(Record(noise, -1, "x")).image, expected)
 
 
 def test_long_pictures_are_the_same_without_the_rest_of_them(monkeypatch):
@@ -263,8 +263,8 @@ def test_long_pictures_are_the_same_without_the_rest_of_them(monkeypatch):
             view
             for record in records
             for view in (
-                views(resize=40).evaluate(record),
-                *(trained.train(record, np.random.default_rng(s)) for s in range(20)),
+                views(resize=40).evaluate(record).image,
+                *(trained.train(record, np.random.default_rng(s)).image for s in range(20)),
             )
         ]
 
@@ -410,7 +410,7 @@ FOLDERS = {
 
 def is_readable(record):
     try:
-        return views().evaluate(record).shape == (32, 32, 3)
+        return views().evaluate(record).image.shape == (32, 32, 3)
     except UnreadablePicture:
         return False
 

@@ -17,7 +17,7 @@ HOUSE = {
     "ops": ({"contracts"}, {"flax", "optax"}),
     "data": ({"contracts", "derived"}, {"jax", "flax", "optax"}),
     "models": ({"contracts", "sharding", "ops"}, {"optax"}),
-    "methods": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
+    "methods": ({"contracts", "derived", "sharding", "ops", "models"}, {"optax"}),
     "conversion": ({"contracts", "derived", "sharding", "ops", "models", "methods"}, {"optax"}),
     "evaluation": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
     "training": ({"contracts", "derived", "sharding", "processes", "ops", "models", "methods"}, set()),

@@ -93,7 +93,7 @@ class Trained:
         """
         evaluate = Preprocess.from_config(self.config["pp"]).evaluate
         try:
-            return np.stack([evaluate(record) for record in records_of(pictures)])
+            return np.stack([evaluate(record).image for record in records_of(pictures)])
         except UnreadablePicture as error:
             raise UserError(f"Expected pictures, this one cannot be read: {error}.") from error
 

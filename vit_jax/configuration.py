@@ -281,6 +281,11 @@ def completed(stored: Config) -> dict[str, Any]:
     return fill(plain(defaults), {field: value for field, value in there.items() if field not in others})
 
 
+def frozen_fields(config: Config) -> list[str]:
+    """The fields that say where the networks are that its method uses and does not train."""
+    return [frozen.field for frozen in method_of(config).frozen.values()]
+
+
 def check_same(given: Config, stored: Config, workdir: str) -> str:
     """Words for what changed of `REMEDIES`, "; base_lr 0.5 -> 0.1", or nothing.
 
@@ -288,10 +293,11 @@ def check_same(given: Config, stored: Config, workdir: str) -> str:
       UserError: the workdir holds a run of another configuration.
     """
     ours, theirs = dict(flatten(plain(given))), dict(flatten(completed(stored)))
+    free = {*FREE_FIELDS, *frozen_fields(given)}  # where these networks are; their checksums have fields of their own
     differing = [
         field
         for field in sorted(ours.keys() | theirs.keys())
-        if ours.get(field) != theirs.get(field) and field.split(".")[0] not in FREE_FIELDS
+        if ours.get(field) != theirs.get(field) and not {field, field.split(".")[0]} & free
     ]
     may_change = REMEDIES + (LENGTHS if theirs["decay_type"] == "constant" and not theirs["warmup_share"] else ())
     if refused := [field for field in differing if field not in may_change]:

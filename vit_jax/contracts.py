@@ -55,6 +55,7 @@ class Batch(NamedTuple):
     image: UInt8[np.ndarray, "b H W c"]
     label: Int32[np.ndarray, " b"] | Float32[np.ndarray, "b c"]
     weight: Float32[np.ndarray, " b"]
+    second: UInt8[np.ndarray, "b H2 W2 c"] | None = None  # the same views at `pp.second_share` of the size
 
 
 def blank_labels(

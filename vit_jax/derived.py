@@ -16,6 +16,14 @@ def resize(pp: Config) -> int | None:
     return round(crop / pp["crop_share"])
 
 
+def second_crop(pp: Config) -> tuple[int, int] | None:
+    """(height, width) of the second view of every picture; None: there is none."""
+    if pp["second_share"] is None:
+        return None
+    height, width = (pp["crop"], pp["crop"]) if isinstance(pp["crop"], int) else pp["crop"]
+    return max(1, round(height * pp["second_share"])), max(1, round(width * pp["second_share"]))
+
+
 def total_steps(config: Config, steps_per_epoch: int | float) -> int:
     """Optimiser steps of the run, from exactly one of `total_steps` and `total_epochs`.
 
@@ -56,6 +64,8 @@ def in_words(config: Config, steps_per_epoch: int | float) -> list[str]:
     pp, found = config["pp"], []
     if pp["resize"] is None and pp["crop_share"] is not None:
         found.append(f"pp.resize {resize(pp)} (pp.crop {pp['crop']} is {pp['crop_share']:.4g} of it)")
+    if second := second_crop(pp):
+        found.append(f"second view of {second[0]} x {second[1]} pixels (pp.second_share {pp['second_share']:.4g})")
     if config["total_steps"] is None:
         found.append(f"total_steps {total_steps(config, steps_per_epoch)} (total_epochs {config['total_epochs']:g})")
     if config["warmup_steps"] is None:

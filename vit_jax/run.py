@@ -19,12 +19,13 @@ from vit_jax.data.sources import Source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.evaluators import evaluate
 from vit_jax.methods import method_of
+from vit_jax.methods.method import Networks
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.step import Program, State
 from vit_jax.training.tracker import Tracker, read_metrics
 from vit_jax.watchdog import SLOW, Watchdog
 
-Draw = Callable[[Path, Config, Any, Batch], None]
+Draw = Callable[[Path, Config, Any, Batch, dict[str, Any]], None]
 
 
 @dataclasses.dataclass
@@ -43,6 +44,7 @@ class Run:
     preprocess: Preprocess
     num_classes: int | None
     total_steps: int
+    networks: Networks
     program: Program
     eval_step: Any
     checkpoints: Checkpoints
@@ -110,10 +112,10 @@ class Run:
         if self.draw is None:
             return
         self.watch.waits_for("figures to be drawn", SLOW)
-        params = processes.to_host(self.best_params)
+        params, frozen = processes.to_host((self.best_params, self.program.frozen))
         if jax.process_index() == 0:
-            model = nnx.merge(self.program.graph, params)
-            self.draw(self.workdir, self.config, model, spread_batch(self.test, self.preprocess))
+            model, networks = nnx.merge(self.program.graph, params), self.networks.merged(*frozen)
+            self.draw(self.workdir, self.config, model, spread_batch(self.test, self.preprocess), networks)
 
     def save(self) -> None:
         """State, clock and data position together; nothing from a streak of steps that were not finite."""

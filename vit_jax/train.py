@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vit_jax import configuration, derived, processes, sharding, workdirs
+from vit_jax import configuration, derived, frozen, processes, sharding, workdirs
 from vit_jax.beginning import begin, with_weights
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.decoding import check_channels
@@ -53,7 +53,7 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None, typed: fr
     Args:
       config: every field of configs/common.py.
       workdir: folder of checkpoints, metrics and figures; made if missing.
-      draw: called with (workdir, config, model, a few test pictures) at `figures_every` and at the end.
+      draw: called with (workdir, config, model, a few test pictures, frozen networks) at `figures_every` and at the end.
       typed: fields that the user set by hand, which the weights of `init_from` do not decide.
 
     Raises:
@@ -114,14 +114,16 @@ def prepare(
     steps_per_epoch = len(source) / config["batch"]
     total_steps = derived.total_steps(config, steps_per_epoch)
 
-    # Model and optimiser
+    # Model, networks that it learns from, and optimiser
+    watch.waits_for("the weights of networks to learn from", SLOW)
+    config, networks = frozen.opened(config)
     objective = method.objective(config, num_classes)
     schedule = make_schedule(config, total_steps, derived.warmup_steps(config, steps_per_epoch))
     try:
-        program = make_program(config, objective, schedule, num_classes, mesh)
+        program = make_program(config, objective, schedule, num_classes, mesh, networks)
     except ValueError as error:
         raise UserError(str(error)) from error
-    eval_step = make_eval_step(objective, program.graph, program.layout.params, mesh)
+    eval_step = make_eval_step(objective, program.graph, program.layout.params, mesh, networks, program.frozen)
 
     watch.waits_for("a checkpoint, or first weights", SLOW)
     # Where we begin: 1 this workdir's own last checkpoint, 2 given weights, ours or converted, 3 from scratch
@@ -145,8 +147,8 @@ def prepare(
     for line in notes:
         tracker.say(f"  {line}")
     metadata = _metadata(config, source, num_classes)
-    return Run(config, workdir, draw, stop, lock, watch, mesh, source, test, preprocess, num_classes, total_steps, program,
-               eval_step, checkpoints, metadata, tracker, state, step)  # fmt: skip
+    return Run(config, workdir, draw, stop, lock, watch, mesh, source, test, preprocess, num_classes, total_steps, networks,
+               program, eval_step, checkpoints, metadata, tracker, state, step)  # fmt: skip
 
 
 def loop(run: Run) -> None:
@@ -173,7 +175,7 @@ def loop(run: Run) -> None:
             watch.waits_for(run.devices)
             on_device = sharding.put(batch, run.mesh)
             window.waited += time.perf_counter() - waiting
-            run.state, report = compiled(run.state, on_device, seed)
+            run.state, report = compiled(run.state, on_device, seed, *run.program.frozen)
             window.reports.append(report)
             run.step += 1
             if len(window.reports) > STEPS_AHEAD:
@@ -256,7 +258,7 @@ def _compile(run: Run, batch: Batch, seed: Any) -> Any:
     began = time.perf_counter()
     run.tracker.say("compiling the step ...")
     run.watch.waits_for("the step to be compiled", SLOW)
-    compiled = run.program.step.lower(run.state, sharding.put(batch, run.mesh), seed).compile()
+    compiled = run.program.step.lower(run.state, sharding.put(batch, run.mesh), seed, *run.program.frozen).compile()
     seconds = time.perf_counter() - began
     run.tracker.say(f"compiled in {seconds:.1f} s")
     remedies = {field: float(run.config[field] or 0.0) for field in configuration.REMEDIES}  # they may change meanwhile

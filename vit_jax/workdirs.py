@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
 import logging
+import operator
 import os
 import socket
 import threading
@@ -37,10 +39,12 @@ _held: set[str] = set()  # by this process: POSIX's locks do not tell its thread
 def lasting(config: Config) -> dict[str, Any]:
     """The configuration as it is stored: paths are made absolute, so that they mean the same from any folder."""
     stored = configuration.plain(config)
-    for field in PATHS:
-        path = Path(stored[field] or "").expanduser()
-        if stored[field] and stored[field] not in MADE_UP and path.exists():
-            stored[field] = str(path.absolute())
+    for field in (*PATHS, *configuration.frozen_fields(config)):
+        *sections, last = field.split(".")
+        place = functools.reduce(operator.getitem, sections, stored)
+        path = Path(place[last] or "").expanduser()
+        if place[last] and place[last] not in MADE_UP and path.exists():
+            place[last] = str(path.absolute())
     return stored
 
 

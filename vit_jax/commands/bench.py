@@ -13,18 +13,20 @@ import numpy as np
 
 from vit_jax import sharding
 from vit_jax.commands.arguments import Parser, add_config, parse_with_config, whole
-from vit_jax.contracts import Batch, Config, blank_labels, label_like
+from vit_jax.contracts import Batch, Config
 from vit_jax.data.labels import labels_of
 from vit_jax.data.loader import train_batches, useful_threads
 from vit_jax.data.sources import open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import make_mesh
+from vit_jax.frozen import planned
 from vit_jax.methods import method_of
-from vit_jax.models.registry import count_params, pair
+from vit_jax.methods.method import Networks
+from vit_jax.models.registry import count_params
 from vit_jax.planning.chips import chip_of
 from vit_jax.training.flops import count_flops
 from vit_jax.training.schedules import make_schedule
-from vit_jax.training.step import make_program
+from vit_jax.training.step import abstract_batch, make_program
 
 
 def run(argv: list[str]) -> int:
@@ -48,26 +50,18 @@ def bench_step(config: Config, num_classes: int, steps: int) -> dict[str, Any]:
     mesh = make_mesh(config)
     method = method_of(config)
     classes = num_classes if method.labels else None
-    program = make_program(config, method.objective(config, classes), make_schedule(config, 1000, 10), classes, mesh)
-    rng = np.random.default_rng(0)
-    shape = (config["batch"], *pair(config["pp"]["crop"]), config["pp"]["channels"])
-    host = Batch(
-        rng.integers(0, 256, shape, dtype=np.uint8),
-        rng.integers(0, num_classes, shape[0], dtype=np.int32)
-        if config["task"] == "classes"
-        else blank_labels(label_like(config, num_classes), shape[0]),
-        np.ones(shape[0], np.float32),
-    )
+    objective, schedule = method.objective(config, classes), make_schedule(config, 1000, 10)
+    program = make_program(config, objective, schedule, classes, mesh, zeros(planned(config)))
     seed = np.int32(config["seed"])
-    batch, state = sharding.put(host, mesh), program.init(seed)
+    batch, state = sharding.put(made_up(config, classes), mesh), program.init(seed)
     began = time.perf_counter()
-    compiled = program.step.lower(state, batch, seed).compile()
+    compiled = program.step.lower(state, batch, seed, *program.frozen).compile()
     compile_seconds = time.perf_counter() - began
-    flops = count_flops(program.step, program.abstract, batch, seed)
+    flops = count_flops(program.step, program.abstract, batch, seed, *program.frozen)
     times = []
     for _ in range(steps + 2):
         began = time.perf_counter()
-        state, report = compiled(state, batch, seed)
+        state, report = compiled(state, batch, seed, *program.frozen)
         jax.block_until_ready((state, report))
         times.append(time.perf_counter() - began)
     seconds = statistics.median(times[2:])
@@ -86,6 +80,28 @@ def bench_step(config: Config, num_classes: int, steps: int) -> dict[str, Any]:
         "share of device peak": round(flops / seconds / devices / peak, 3),
         "device peak": f"{peak / 1e12:.3g} TFLOP/s, {origin}",
     }
+
+
+def made_up(config: Config, num_classes: int | None) -> Batch:
+    """A batch of noise, with classes drawn at random."""
+    rng, like = np.random.default_rng(0), abstract_batch(config, num_classes)
+
+    def pictures(shape: Any) -> Any:
+        return None if shape is None else rng.integers(0, 256, shape.shape, dtype=np.uint8)
+
+    labels: Any = np.zeros(like.label.shape, like.label.dtype)
+    if num_classes is not None and labels.ndim == 1:
+        labels = rng.integers(0, num_classes, labels.shape, dtype=np.int32)
+    return Batch(pictures(like.image), labels, np.ones(len(labels), np.float32), pictures(like.second))
+
+
+def zeros(networks: Networks) -> Networks:
+    """Parameters for shapes: a product takes its time whatever the numbers."""
+    filled = {
+        name: network._replace(params=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.params))
+        for name, network in networks.items()
+    }
+    return Networks(filled)
 
 
 def _peak_memory(analysis: Any, mesh: Any) -> int:

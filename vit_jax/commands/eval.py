@@ -26,8 +26,10 @@ from vit_jax.data.sources import Source, check_classes, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.answers import Judged, chosen, judge_classes, judge_multilabel, judge_numbers, with_answers
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
+from vit_jax.frozen import opened
 from vit_jax.methods import method_of
 from vit_jax.methods.method import Method
+from vit_jax.training.step import laid_out
 from vit_jax.visualisation import confusion
 
 FEW = 20  # classes that are printed one by one
@@ -70,7 +72,10 @@ def run(argv: list[str]) -> int:
         judged = judge(config, said, labels, trained.class_names or source.class_names or ())
         metrics |= judged.whole
     else:
-        metrics = method.summary(evaluate(make_eval_step(objective, graph, None, mesh), params, batches, mesh) or {})
+        networks = opened(config)[1]
+        frozen = laid_out(networks, mesh)
+        step = make_eval_step(objective, graph, None, mesh, networks, frozen)
+        metrics = method.summary(evaluate(step, params, batches, mesh) or {})
     title = "per_number" if config["task"] == "regression" else "per_class"
     if args.json:
         print(to_json({"step": trained.step, **metrics, **({title: judged.each} if judged.each else {})}))

@@ -41,7 +41,7 @@ class Pictures:
         images: list[np.ndarray] = []
         for path, itself in self.paths:
             try:
-                images.append(evaluate(records_of(path)[0]))
+                images.append(evaluate(records_of(path)[0]).image)
             except UnreadablePicture as error:
                 if itself:
                     raise UserError(f"Expected pictures, this one cannot be read: {error}.") from error

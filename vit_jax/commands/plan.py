@@ -44,6 +44,7 @@ def run(argv: list[str]) -> int:
 
     import jax
 
+    from vit_jax.frozen import planned
     from vit_jax.planning.chips import chip_of, slice_devices
     from vit_jax.planning.planner import make_plan, report
     from vit_jax.planning.search import as_flags, make_it_fit, search
@@ -52,17 +53,17 @@ def run(argv: list[str]) -> int:
         print(line, file=sys.stderr, flush=True)
 
     devices = slice_devices(topology) if topology else jax.devices()
-    chip = chip_of(devices[0])
+    chip, networks = chip_of(devices[0]), planned(config)
     if args.search:
-        plans = search(config, args.num_classes, devices, say)
+        plans = search(config, args.num_classes, devices, say, networks)
         found = [{"topology": topology} | report(plan, config, args.examples, chip) for plan in plans]
         print(json.dumps(found) if args.json else ranking(found))
         return 0 if any(plan.fits for plan in plans) else 1
-    plan = make_plan(config, args.num_classes, devices)
+    plan = make_plan(config, args.num_classes, devices, networks)
     rows = {"topology": topology} | report(plan, config, args.examples, chip)
     if not plan.fits:
         say("does not fit; looking for settings that do ...")
-        if better := make_it_fit(config, args.num_classes, devices, say):
+        if better := make_it_fit(config, args.num_classes, devices, say, networks):
             rows["fits_with"] = as_flags(better[0])
     print(json.dumps(rows) if args.json else table(rows))
     return 0 if plan.fits else 1
@@ -76,6 +77,7 @@ def table(rows: dict[str, Any]) -> str:
         ("mesh", _words(rows["mesh"])),
         ("settings", _words(rows["settings"])),
         ("parameters", f"{rows['parameters']:,}"),
+        *((f"{name} (not trained)", f"{count:,}") for name, count in rows["frozen_parameters"].items()),
     ]
     limit = f" of {rows['memory_limit_bytes'] / gib:.2f}" if rows["memory_limit_bytes"] else ""
     if "peak_bytes" in rows:

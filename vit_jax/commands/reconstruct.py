@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax.numpy as jnp
+from flax import nnx
 
 from vit_jax.api import load
 from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.run_figures import save
 from vit_jax.contracts import UserError
+from vit_jax.frozen import opened
 from vit_jax.methods import method_of
 from vit_jax.visualisation import reconstructions
 
@@ -42,7 +44,10 @@ def run(argv: list[str]) -> int:
         raise UserError(f"Expected no --{foreign[0].replace('_', '-')} with objective {name!r}: leave it out.")
     config = trained.config | ({name: trained.config[name] | given} if given else {})
     try:
-        found = picture(trained.model, jnp.asarray(trained.preprocess(args.pictures)), config, seed=args.seed)
+        networks = {name: nnx.merge(*network) for name, network in opened(config)[1].items()}
+        found = picture(
+            trained.model, jnp.asarray(trained.preprocess(args.pictures)), config, seed=args.seed, **networks
+        )
     except ValueError as error:
         raise UserError(str(error).replace(f"{name}.num_visible", "--num-visible")) from error
     save(reconstructions.draw(found.columns, found.note, max_rows=MOST), Path(args.out))

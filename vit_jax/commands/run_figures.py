@@ -31,14 +31,14 @@ def save(figure: Figure, path: Path) -> None:
         ) from error
 
 
-def draw_run(workdir: Path, config: Config, model: Any, batch: Batch) -> None:
+def draw_run(workdir: Path, config: Config, model: Any, batch: Batch, networks: dict[str, Any]) -> None:
     """Curves of any run; reconstructions of `batch`, a few pictures, where its method has any to show."""
     rows = read_metrics(workdir)
     if any(row["kind"] == "train" for row in rows):
         save(curves.draw(rows, trained_under(config)), workdir / "figures" / "curves.png")
     picture = method_of(config).picture
     if picture is not None and len(batch.image):
-        found = picture(model, jnp.asarray(batch.image), config)
+        found = picture(model, jnp.asarray(batch.image), config, **networks)
         save(reconstructions.draw(*found), workdir / "figures" / "reconstructions.png")
 
 

@@ -1,4 +1,4 @@
-"""RandAugment and random erasing as timm 0.3.2 defines them (timm/data/auto_augment.py, random_erasing.py)."""
+"""Colour jitter; RandAugment and random erasing as timm 0.3.2 defines them (timm/data/auto_augment.py, random_erasing.py)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,22 @@ from PIL import Image, ImageEnhance, ImageOps
 from vit_jax.contracts import UserError
 
 MAX_LEVEL = 10.0
+JITTERED = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 Fill = tuple[int, ...]
 Operation = Callable[[Image.Image, float, np.random.Generator, Any, Fill], Image.Image]
+
+
+@dataclasses.dataclass(frozen=True)
+class ColorJitter:
+    """Brightness, contrast and saturation times a factor within `strength` of 1 each, in any order (torchvision's)."""
+
+    strength: float
+
+    def __call__(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+        factors = rng.uniform(max(0.0, 1.0 - self.strength), 1.0 + self.strength, len(JITTERED))
+        for number in rng.permutation(len(JITTERED)):
+            picture = JITTERED[number](picture).enhance(float(factors[number]))
+        return picture
 
 
 def _sign(rng: np.random.Generator) -> float:

@@ -26,7 +26,7 @@ from absl import flags
 from vit_jax.contracts import Batch, Record, UserError, blank_labels
 from vit_jax.data.decoding import UnreadablePicture, check_channels
 from vit_jax.data.sources import Source
-from vit_jax.data.transforms import Preprocess
+from vit_jax.data.transforms import Preprocess, Views
 
 log = logging.getLogger("vit_jax")
 ENDLESS = 2**40  # positions of a stream: more than any run draws
@@ -74,14 +74,12 @@ class TrainRows:
         self.order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
 
     def __call__(self, number: int) -> Batch:
-        first = number * self.batch
-        images = np.empty((len(self.rows), *self.preprocess.crop, self.preprocess.channels), np.uint8)
-        labels = blank_labels(self.like, len(self.rows))
+        first, batch = number * self.batch, blank_batch(self.preprocess, self.like, len(self.rows))
         for place, row in enumerate(self.rows):
-            images[place], labels[place] = self._example(first + row)
-        return Batch(images, labels, np.ones(len(labels), np.float32))
+            fill(batch, place, *self._example(first + row))
+        return batch
 
-    def _example(self, position: int) -> tuple[np.ndarray, int | np.ndarray]:
+    def _example(self, position: int) -> tuple[Views, int | np.ndarray]:
         index = self.order[position]
         for offset in range(len(self.source)):
             record = self.source[(index + offset) % len(self.source)]
@@ -102,21 +100,34 @@ class EvalRows:
         self.like = source[min(rows[0], len(source) - 1)].label if len(source) and len(rows) else -1
 
     def __call__(self, number: int) -> Batch:
-        size = len(self.rows)
-        images = np.zeros((size, *self.preprocess.crop, self.preprocess.channels), np.uint8)
-        labels, weight = blank_labels(self.like, size), np.zeros(size, np.float32)
+        batch = blank_batch(self.preprocess, self.like, len(self.rows))
         for place, row in enumerate(self.rows):
             index = number * self.batch + row
             if index >= len(self.source):
                 break
             record: Record = self.source[index]
             try:
-                images[place] = self.preprocess.evaluate(record)
+                fill(batch, place, self.preprocess.evaluate(record), record.label)
             except UnreadablePicture as error:
                 self.unreadable.add(error)
-                continue
-            labels[place], weight[place] = record.label, 1.0
-        return Batch(images, labels, weight)
+        return batch
+
+
+def blank_batch(preprocess: Preprocess, like: int | np.ndarray, rows: int) -> Batch:
+    """Rows of black pictures with weight 0, and labels `like` this one."""
+
+    def pictures(sides: tuple[int, int]) -> np.ndarray:
+        return np.zeros((rows, *sides, preprocess.channels), np.uint8)
+
+    second = pictures(preprocess.second) if preprocess.second else None
+    return Batch(pictures(preprocess.crop), blank_labels(like, rows), np.zeros(rows, np.float32), second)
+
+
+def fill(batch: Batch, place: int, views: Views, label: int | np.ndarray) -> None:
+    """Write one example into a batch."""
+    batch.image[place], batch.label[place], batch.weight[place] = views.image, label, 1.0
+    if batch.second is not None:
+        batch.second[place] = views.second
 
 
 def useful_threads(source: Source) -> int:
@@ -295,4 +306,4 @@ def spread_batch(source: Source, preprocess: Preprocess, count: int = 8) -> Batc
     chosen = evenly(sorted(first_of_class.values()), count)
     chosen += evenly([index for index in candidates if index not in chosen], count - len(chosen))
     batch = EvalRows(source, preprocess, len(source), sorted(chosen), Unreadable(len(source), limit=1.0))(0)
-    return Batch(*(part[batch.weight > 0] for part in batch))
+    return Batch(*(None if part is None else part[batch.weight > 0] for part in batch))  # type: ignore[arg-type]

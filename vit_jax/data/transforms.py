@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -14,7 +15,7 @@ from PIL import Image
 
 from vit_jax import derived
 from vit_jax.contracts import Config, Record, UserError
-from vit_jax.data.augment import RandAugment, erase
+from vit_jax.data.augment import ColorJitter, RandAugment, erase
 from vit_jax.data.decoding import MODES, decode, open_picture
 
 FILTERS = {
@@ -26,7 +27,15 @@ FILTERS = {
 # short side of 256 would be 17 GB. Ordinary pictures stay far below: 256 times as wide as high at a short side of 256.
 MAX_RESIZED = 2**24
 TRAIN_CROPS = ("random_resized", "random_resized_once", "simple", "resize")
+Array = UInt8[np.ndarray, "H W c"]
 Box = tuple[float | int, float | int, float | int, float | int]  # left, top, right, bottom
+
+
+class Views(NamedTuple):
+    """What is seen of one picture."""
+
+    image: Array
+    second: Array | None  # the same part at another size, where `pp.second_share` asks for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +54,9 @@ class Preprocess:
     channels: int = 3
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    color_jitter: ColorJitter | None = None
+    second: tuple[int, int] | None = None  # (height, width) of the second view
+    second_interpolation: str = "lanczos"
 
     @classmethod
     def from_config(cls, pp: Config) -> Preprocess:
@@ -65,9 +77,16 @@ class Preprocess:
         for field in ("crop_area", "crop_aspect"):
             if len(pp[field]) != 2 or not 0 < pp[field][0] <= pp[field][1]:
                 raise UserError(f"Expected a lower and an upper bound above 0 in pp.{field}, got {pp[field]}.")
-        if pp["randaugment"] and channels not in MODES:
+        for field in ("randaugment", "color_jitter"):
+            if pp[field] and channels not in MODES:
+                raise UserError(
+                    f"Expected pp.channels of {', '.join(map(str, MODES))} for pp.{field}, got {channels}: change either."
+                )
+        second = derived.second_crop(pp)
+        if second and (pp["randaugment"] or pp["erasing"]):
             raise UserError(
-                f"Expected pp.channels of {', '.join(map(str, MODES))} for pp.randaugment, got {channels}: change either."
+                "Expected no pp.randaugment and no pp.erasing with pp.second_share, as they would change one of two views: "
+                "leave them out."
             )
         fill = tuple(round(255 * value) for value in np.broadcast_to(pp["mean"], (channels,)))
         return cls(
@@ -83,29 +102,38 @@ class Preprocess:
             channels=channels,
             mean=tuple(pp["mean"]),
             std=tuple(pp["std"]),
+            color_jitter=ColorJitter(pp["color_jitter"]) if pp["color_jitter"] else None,
+            second=second,
+            second_interpolation=pp["second_interpolation"],
         )
 
-    def train(self, record: Record, rng: np.random.Generator) -> UInt8[np.ndarray, "H W c"]:
-        """A randomly cropped, flipped and distorted view."""
-        array = self._train_view(record, rng)
+    def train(self, record: Record, rng: np.random.Generator) -> Views:
+        """A randomly cropped, flipped and distorted view; and the second one of the same part."""
+        array, second = self._train_views(record, rng)
         if self.flip and rng.random() < 0.5:
-            array = mirrored(array)
+            array, second = mirrored(array), second if second is None else mirrored(second)
         if self.randaugment is not None:
             picture = self.randaugment(_as_picture(array), rng, FILTERS[self.interpolation])
             array = _as_array(picture)
         if self.erasing and rng.random() < self.erasing:
             array = erase(array, rng, self.mean, self.std)
-        return array
+        return Views(array, second)
 
-    def _train_view(self, record: Record, rng: np.random.Generator) -> UInt8[np.ndarray, "H W c"]:
-        height, width = self.crop
+    def _train_views(self, record: Record, rng: np.random.Generator) -> Views:
         if self.train_crop.startswith("random_resized"):
             picture, box = self._random_box(open_picture(record, self.channels), record.name, rng)
-            return _as_array(picture.resize((width, height), FILTERS[self.interpolation], box=box))
+            picture = picture if self.color_jitter is None else self.color_jitter(picture, rng)
+            array = _as_array(picture.resize(self.crop[::-1], FILTERS[self.interpolation], box=box))
+            return Views(array, self._second(picture, box))
+        array = self._train_view(record, rng)
+        return Views(array, self._second(_as_picture(array)) if self.second else None)
+
+    def _train_view(self, record: Record, rng: np.random.Generator) -> Array:
         raw = record.image
-        if isinstance(raw, np.ndarray) and raw.shape == (height, width, self.channels):
+        if isinstance(raw, np.ndarray) and raw.shape == (*self.crop, self.channels) and self.color_jitter is None:
             return shifted(raw, self.crop, rng) if self.train_crop == "simple" else raw  # nothing to do for Pillow
         picture = decode(open_picture(record, self.channels), self.channels, record.name)
+        picture = picture if self.color_jitter is None else self.color_jitter(picture, rng)
         if self.train_crop == "resize":
             return _as_array(self._resized(picture))
         size = self._covering(picture, max(self.crop))
@@ -114,29 +142,39 @@ class Preprocess:
         part = self._part(picture, size, (left, top, int(columns.max()) + 1, int(rows.max()) + 1))
         return part[(rows - top)[:, None], (columns - left)[None, :]]
 
-    def evaluate(self, record: Record) -> UInt8[np.ndarray, "H W c"]:
-        """Short side to `resize` and the centre crop, or resized to the crop."""
+    def evaluate(self, record: Record) -> Views:
+        """Short side to `resize` and the centre crop, or resized to the crop; and the second view of the same part."""
         picture = decode(open_picture(record, self.channels), self.channels, record.name)
+        second = self._second(self._seen(picture)) if self.second else None
         if self.resize is None:
-            return _as_array(self._resized(picture))
+            return Views(_as_array(self._resized(picture)), second)
         size = self._covering(picture, self.resize)
         height, width = self.crop
         left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-        return self._part(picture, size, (left, top, left + width, top + height))
+        return Views(self._part(picture, size, (left, top, left + width, top + height)), second)
 
-    def seen(self, record: Record) -> UInt8[np.ndarray, "H W c"]:
+    def seen(self, record: Record) -> Array:
         """What `evaluate` shows of a picture, at the picture's own resolution: all of it, or the centre crop's part."""
-        picture = decode(open_picture(record, self.channels), self.channels, record.name)
+        return _as_array(self._seen(decode(open_picture(record, self.channels), self.channels, record.name)))
+
+    def _seen(self, picture: Image.Image) -> Image.Image:
         if self.resize is None:
-            return _as_array(picture)
+            return picture
         scale = self._scale(picture, self.resize)
         width, height = (round(wanted / scale) for wanted in self.crop[::-1])
         left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-        box = (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
-        return _as_array(picture.crop(box))
+        return picture.crop(
+            (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
+        )
+
+    def _second(self, picture: Image.Image, box: Box | None = None) -> Array | None:
+        """The second view of the box of a picture, or of all of it."""
+        if self.second is None:
+            return None
+        return _as_array(picture.resize(self.second[::-1], FILTERS[self.second_interpolation], box=box))
 
     def _random_box(self, picture: Image.Image, name: str, rng: np.random.Generator) -> tuple[Image.Image, Box]:
-        height, width = self.crop
+        height, width = (max(sides) for sides in zip(self.crop, self.second or self.crop, strict=True))
         stored = picture.size
         box = None
         box_of = random_resized_box_once if self.train_crop == "random_resized_once" else random_resized_box
@@ -167,9 +205,7 @@ class Preprocess:
         scale = self._scale(picture, short_side)
         return max(round(picture.width * scale), self.crop[1]), max(round(picture.height * scale), self.crop[0])
 
-    def _part(
-        self, picture: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]
-    ) -> UInt8[np.ndarray, "H W c"]:
+    def _part(self, picture: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Array:
         """The box of the picture resized to `size`; of a very long one nothing else is ever made."""
         method = FILTERS[self.interpolation]
         if size[0] * size[1] <= MAX_RESIZED:

@@ -19,23 +19,28 @@ from vit_jax.ops.means import Mean, average, weighted
 EvalStep = Callable[[Any, Batch, Any], dict[str, Mean]]
 
 
-def make_eval_step(objective: Any, graph: Any, params_layout: Any, mesh: Mesh) -> EvalStep:
+def make_eval_step(
+    objective: Any, graph: Any, params_layout: Any, mesh: Mesh, networks: Any = None, frozen: tuple[Any, ...] = ()
+) -> EvalStep:
     """One jitted batch: loss, metrics of `objective` (methods.method.Objective) and `examples` as sums and counts.
 
-    Masks come from the batch's number alone, so every evaluation of a run sees the same ones.
+    Masks come from the batch's number alone, so every evaluation of a run sees the same ones. `networks` are frozen ones
+    (methods.method.Networks), and `frozen` their parameters as they lie on the mesh (training.step.Program).
     """
 
-    def step(params: Any, batch: Batch, number: Any) -> dict[str, Mean]:
+    def step(params: Any, batch: Batch, number: Any, *frozen: Any) -> dict[str, Mean]:
         with sharding.over(mesh):
-            return sums(objective, nnx.merge(graph, params), batch, number)
+            asked = networks.merged(*frozen) if networks else {}
+            return sums(objective, nnx.merge(graph, params), batch, number, **asked)
 
-    layout = (params_layout, sharding.batch_layout(mesh), None)
-    return jax.jit(step, in_shardings=layout, out_shardings=sharding.replicated(mesh))
+    layout = (params_layout, sharding.batch_layout(mesh), None, *(None for _ in frozen))
+    jitted = jax.jit(step, in_shardings=layout, out_shardings=sharding.replicated(mesh))
+    return lambda params, batch, number: jitted(params, batch, number, *frozen)
 
 
-def sums(objective: Any, model: Any, batch: Batch, number: Any) -> dict[str, Mean]:
+def sums(objective: Any, model: Any, batch: Batch, number: Any, **networks: Any) -> dict[str, Mean]:
     """Loss, metrics and `examples` of one batch."""
-    inputs = objective.inputs(batch, key_for(0, "evaluation", number), False)
+    inputs = objective.inputs(batch, key_for(0, "evaluation", number), False, **networks)
     loss, metrics = objective.losses(model, inputs, None, False)
     examples = weighted(jnp.ones(batch.weight.shape), jnp.asarray(batch.weight))
     return {name: mean.reduce() for name, mean in {"loss": loss, **metrics, "examples": examples}.items()}

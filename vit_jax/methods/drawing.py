@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vit_jax.methods.method import Drawing
 from vit_jax.ops.patches import patchify, unpatchify
@@ -36,7 +36,7 @@ def filled_in(
         return np.asarray(denormalise(unpatchify(rows, grid, patch_size), mean, std))
 
     original, prediction = picture(patches), picture(predicted)
-    seen = ~np.asarray(unpatchify(jnp.broadcast_to(gone, patches.shape), grid, patch_size))
+    seen = visible(hidden, grid, patch_size)
     columns = {
         "original": original,
         "masked": np.where(seen, original, np.float32(0.5)),
@@ -44,3 +44,24 @@ def filled_in(
         "prediction + visible": picture(jnp.where(gone, predicted, patches)),
     }
     return Drawing(columns, f"{NOTE}{more}")
+
+
+def visible(
+    hidden: Bool[Array, "b n"], grid: tuple[int, int], patch_size: tuple[int, int]
+) -> Bool[np.ndarray, "b H W 1"]:
+    """Whether a pixel lies in a patch that is seen."""
+    return ~enlarged(np.asarray(hidden).reshape(-1, *grid, 1), patch_size)
+
+
+def enlarged(pictures: Shaped[np.ndarray, "b H W c"], times: tuple[int, int]) -> Shaped[np.ndarray, "b H2 W2 c"]:
+    """Every number in a block of so many rows and columns."""
+    return np.asarray(pictures).repeat(times[0], axis=1).repeat(times[1], axis=2)
+
+
+def coloured(codes: Int[np.ndarray, "b h w"], vocab_size: int, cell: tuple[int, int]) -> Float[np.ndarray, "b H W 3"]:
+    """A colour for each code, in cells of so many pixels.
+
+    Neighbouring numbers have nothing in common, so their colours are drawn at random, always the same ones.
+    """
+    palette = np.random.default_rng(0).uniform(size=(vocab_size, 3)).astype(np.float32)
+    return enlarged(palette[codes], cell)

@@ -25,19 +25,50 @@ class Objective(NamedTuple):
     `prepare(Batch on the device, key, train) -> inputs` sees the whole batch once: pixels to floats, mixing, masks, whatever
     needs neighbours or must not depend on micro-batches. `losses(model, inputs, keys, train) -> (loss, metrics)` sees any
     slice of that and gives one (total, count) an example, so slices add up to the full batch exactly. What changes over the
-    run (a temperature) comes from `schedules(step)`: numbers that `losses` finds among its inputs.
+    run (a temperature) comes from `schedules(step)`: numbers that `losses` finds among its inputs. What frozen networks say
+    of the batch comes from `consult(inputs, **networks)`: inputs with targets in place of what only they look at.
     """
 
     prepare: Callable[[Any, Key[Array, ""], bool], Inputs]
     losses: Callable[[Any, Inputs, Key[Array, " b"] | None, bool], tuple[Mean, Means]]
     schedules: Callable[[Int[Array, ""]], dict[str, Float[Array, ""]]] = lambda step: {}
+    consult: Callable[..., Inputs] = lambda inputs: inputs
 
-    def inputs(self, batch: Any, key: Key[Array, ""], train: bool, step: Any = AT_THE_END) -> Inputs:
-        """`prepare`, and the numbers of `schedules`, one an example. Evaluation is at the end of every schedule."""
+    def inputs(self, batch: Any, key: Key[Array, ""], train: bool, step: Any = AT_THE_END, **networks: Any) -> Inputs:
+        """`prepare`, `consult`, and what `schedules` says, one an example. Evaluation is at the end of every schedule."""
         now = self.schedules(jnp.asarray(step, jnp.int32))
-        return self.prepare(batch, key, train) | {
+        return self.consult(self.prepare(batch, key, train), **networks) | {
             name: jnp.broadcast_to(value, batch.weight.shape) for name, value in now.items()
         }
+
+
+class Frozen(NamedTuple):
+    """A network that a method uses and does not train: a tokenizer, a teacher. Any weights that can be loaded will do.
+
+    It is an argument of the step, laid out like parameters, and no part of State.
+    """
+
+    field: str  # of the config: where its weights are. `{field}_sha256` says which they are, and is kept in checkpoints
+    recipe: str  # the configuration that stands for it in plans, where no weights are given
+    fits: Callable[[Config, Config], None]  # (its configuration, the run's); raises UserError where it cannot be used
+
+
+class Network(NamedTuple):
+    """A network apart from its parameters: NumPy arrays, or in a plan their shapes."""
+
+    graph: Any
+    params: Any
+
+
+class Networks(dict[str, Network]):
+    """Frozen networks by name."""
+
+    def merged(self, *frozen: Mapping[str, Any]) -> dict[str, Any]:
+        """The networks with parameters: those of `frozen[0]`, which need not be there for no networks."""
+        return {name: nnx.merge(network.graph, frozen[0][name]) for name, network in self.items()}
+
+
+NO_NETWORKS = Networks()
 
 
 class Drawing(NamedTuple):
@@ -47,8 +78,8 @@ class Drawing(NamedTuple):
     note: str
 
 
-# (model, uint8 pictures, config, *, seed) -> Drawing. `seed` decides masks; the fields of the method's own section are read
-# from the config, so that others than those of training can be looked at.
+# (model, uint8 pictures, config, *, seed, **networks) -> Drawing. `seed` decides masks; the fields of the method's own
+# section are read from the config, so that others than those of training can be looked at. `networks`: the frozen ones.
 Draw = Callable[..., Drawing]
 
 
@@ -72,6 +103,8 @@ class Method:
     picture: Draw | None = None
     # Averages over all pictures -> what is recorded: numbers that arrays (a histogram) come down to
     summary: Callable[[dict[str, Any]], dict[str, float]] = dict
+    # Networks that it uses and does not train, by the names that `consult` and `picture` know them by
+    frozen: Mapping[str, Frozen] = dataclasses.field(default_factory=dict)
 
     @property
     def labels(self) -> bool:

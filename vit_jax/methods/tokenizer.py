@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vit_jax.contracts import Config, UserError
+from vit_jax.methods.drawing import coloured
 from vit_jax.methods.method import Drawing, Inputs, Means, Method, Objective
 from vit_jax.models.dvae import DVAE, dvae_config, most_likely, tokens
 from vit_jax.ops.keys import fold
@@ -135,12 +136,8 @@ def picture(model: DVAE, images: UInt8[Array, "b H W c"], config: Config, *, see
     codes = np.asarray(nnx.jit(tokens)(model, pixels))
     rows, columns = pixels.shape[1] // cfg.factor, pixels.shape[2] // cfg.factor
     grid = codes.reshape(-1, rows, columns)
-    # Neighbouring numbers have nothing in common, so their colours are drawn at random, always the same ones.
-    palette = np.random.default_rng(0).uniform(size=(cfg.vocab_size, 3)).astype(np.float32)
-    shown = {
-        "original": np.asarray(pixels),
-        "codes": palette[grid].repeat(cfg.factor, axis=1).repeat(cfg.factor, axis=2),
-    }
+    cell = (cfg.factor, cfg.factor)
+    shown = {"original": np.asarray(pixels), "codes": coloured(grid, cfg.vocab_size, cell)}
     if cfg.decoder_width is not None:
         decoded = nnx.jit(lambda model, grid: most_likely(model.decode_codes(grid)[0]))(model, jnp.asarray(grid))
         shown["reconstruction"] = np.asarray(decoded)

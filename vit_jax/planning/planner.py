@@ -14,6 +14,7 @@ from vit_jax import derived, sharding
 from vit_jax.contracts import Batch, Config, first_line
 from vit_jax.devices import make_mesh
 from vit_jax.methods import method_of
+from vit_jax.methods.method import NO_NETWORKS, Networks
 from vit_jax.models.registry import count_params
 from vit_jax.planning.chips import Chip, chip_of, memory_of
 from vit_jax.planning.hlo import KINDS, Program
@@ -38,6 +39,7 @@ class Plan(NamedTuple):
     mesh: dict[str, int]
     settings: dict[str, Any]
     parameters: int
+    frozen: dict[str, int]  # parameters of networks that are used and not trained
     limit: float | None  # bytes a device
     memory: Memory | None  # None: the compiler gave up for want of memory
     refusal: str
@@ -58,7 +60,7 @@ class Plan(NamedTuple):
         return max(self.seconds.values()) if self.seconds else None
 
 
-def make_plan(config: Config, num_classes: int, devices: list[Any]) -> Plan:
+def make_plan(config: Config, num_classes: int, devices: list[Any], networks: Networks = NO_NETWORKS) -> Plan:
     """Lower and compile one step over `devices`; nothing is allocated and nothing runs.
 
     Raises:
@@ -68,24 +70,26 @@ def make_plan(config: Config, num_classes: int, devices: list[Any]) -> Plan:
     method, classes = method_of(config), None
     if method.labels:
         classes = num_classes
-    program = make_program(config, method.objective(config, classes), make_schedule(config, 1000, 0), classes, mesh)
+    objective, rates = method.objective(config, classes), make_schedule(config, 1000, 0)
+    program = make_program(config, objective, rates, classes, mesh, networks)
     batch = abstract_batch(config, classes)
     began = time.perf_counter()
     compiled, refusal = None, ""
     try:
-        compiled = program.step.lower(program.abstract, batch, SEED).compile()
+        compiled = program.step.lower(program.abstract, batch, SEED, *program.frozen).compile()
     except jax.errors.JaxRuntimeError as error:
         refusal = _out_of_memory(error)
     seconds = time.perf_counter() - began
-    traced = count_flops(program.step, program.abstract, batch, SEED)
+    traced = count_flops(program.step, program.abstract, batch, SEED, *program.frozen)
     chip, limit = chip_of(devices[0]), _limit(devices[0])
     common: dict[str, Any] = {
         "mesh": sharding.axis_sizes(mesh),
         "settings": {name: config[name] for name in ("batch", "accum_steps", "remat", "unroll", "compute_dtype")},
         "parameters": count_params(program.abstract.params),
+        "frozen": {name: count_params(network.params) for name, network in networks.items()},
         "limit": limit,
         "refusal": refusal,
-        "model_flops": _model_flops(config, classes, mesh, traced, batch),
+        "model_flops": _model_flops(config, classes, mesh, traced, batch, networks),
         "traced_flops": traced,
         "compile_seconds": seconds,
     }
@@ -108,15 +112,17 @@ def make_plan(config: Config, num_classes: int, devices: list[Any]) -> Plan:
     )
 
 
-def _model_flops(config: Config, num_classes: int | None, mesh: Any, traced: int | float, batch: Batch) -> int | float:
+def _model_flops(
+    config: Config, num_classes: int | None, mesh: Any, traced: int | float, batch: Batch, networks: Networks
+) -> int | float:
     """Without what `remat` computes twice: the numerator of MFU (PaLM, Chowdhery et al. 2022, appendix B)."""
     if config["remat"] == "none":
         return traced
     plain: Any = copy.deepcopy(config)
     plain.remat = "none"
     objective = method_of(plain).objective(plain, num_classes)
-    program = make_program(plain, objective, make_schedule(plain, 1000, 0), num_classes, mesh)
-    return count_flops(program.step, program.abstract, batch, SEED)
+    program = make_program(plain, objective, make_schedule(plain, 1000, 0), num_classes, mesh, networks)
+    return count_flops(program.step, program.abstract, batch, SEED, *program.frozen)
 
 
 def _limit(device: Any) -> int | float | None:
@@ -165,6 +171,7 @@ def report(plan: Plan, config: Config, examples: int, chip: Chip | None) -> dict
         "mesh": plan.mesh,
         "settings": plan.settings,
         "parameters": plan.parameters,
+        "frozen_parameters": plan.frozen,
         "memory_limit_bytes": plan.limit,
         "refusal": plan.refusal,
         "compile_seconds": round(plan.compile_seconds, 1),

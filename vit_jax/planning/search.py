@@ -8,6 +8,7 @@ from typing import Any
 
 from vit_jax import sharding
 from vit_jax.contracts import Config, UserError
+from vit_jax.methods.method import NO_NETWORKS, Networks
 from vit_jax.planning.planner import Plan, make_plan
 
 Say = Callable[[str], None]
@@ -38,10 +39,12 @@ def remedies(config: Config, devices: int) -> Iterator[dict[str, Any]]:
         yield dict(made)
 
 
-def make_it_fit(config: Config, num_classes: int, devices: list[Any], say: Say) -> tuple[dict[str, Any], Plan] | None:
+def make_it_fit(
+    config: Config, num_classes: int, devices: list[Any], say: Say, networks: Networks = NO_NETWORKS
+) -> tuple[dict[str, Any], Plan] | None:
     """The first remedy whose compiled step fits, with its plan; None where none does."""
     for changes in remedies(config, len(devices)):
-        plan = make_plan(changed(config, changes), num_classes, devices)
+        plan = make_plan(changed(config, changes), num_classes, devices, networks)
         say(f"  tried {as_flags(changes)}: {'fits' if plan.fits else 'does not fit'}")
         if plan.fits:
             return changes, plan
@@ -61,15 +64,17 @@ def meshes(config: Config, devices: int) -> list[dict[str, int]]:
     return found
 
 
-def search(config: Config, num_classes: int, devices: list[Any], say: Say) -> list[Plan]:
+def search(
+    config: Config, num_classes: int, devices: list[Any], say: Say, networks: Networks = NO_NETWORKS
+) -> list[Plan]:
     """Plans of all sensible meshes, the fastest that fits first; `remat` goes to "full" where a mesh needs it."""
     plans = []
     for sizes in meshes(config, len(devices)):
         wanted = changed(config, {f"mesh.{axis}": size for axis, size in sizes.items()})
         try:
-            plan = make_plan(wanted, num_classes, devices)
+            plan = make_plan(wanted, num_classes, devices, networks)
             if not plan.fits and config["remat"] != "full":
-                plan = make_plan(changed(wanted, {"remat": "full"}), num_classes, devices)
+                plan = make_plan(changed(wanted, {"remat": "full"}), num_classes, devices, networks)
         except UserError as error:
             say(f"  {sizes}: {error}")
             continue

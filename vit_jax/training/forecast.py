@@ -23,7 +23,7 @@ def cpu_forecast(config: Config, num_classes: int | None, program: Program, mesh
         return ""
     batch = abstract_batch(config, num_classes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    hours = cpu_hours(count_flops(program.step, program.abstract, batch, SEED), steps, cores)
+    hours = cpu_hours(count_flops(program.step, program.abstract, batch, SEED, *program.frozen), steps, cores)
     return f", about {in_words(hours)} on {cores} CPU cores{quicker(config) if hours > 1 else ''}"
 
 

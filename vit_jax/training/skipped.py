@@ -22,7 +22,8 @@ def keep_first(workdir: Path, step: int, reports: list[Any], batches: Callable[[
         return None
     (workdir / FOLDER).mkdir(exist_ok=True)
     kept = workdir / FOLDER / f"batch_{bad[0]}.npz"
-    np.savez(kept, **next(batches(bad[0]))._asdict())  # made again rather than kept all the time
+    batch = next(batches(bad[0]))._asdict()  # made again rather than kept all the time
+    np.savez(kept, **{name: part for name, part in batch.items() if part is not None})
     what = "whose loss, gradient or new parameters are not finite"
     print(f"\nskipped {len(bad)} steps {what}, first at {bad[0]}; batch in {kept}")
     return kept

@@ -13,10 +13,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from vit_jax import sharding
+from vit_jax import derived, sharding
 from vit_jax.contracts import Batch, Config, UserError, blank_labels, label_like
 from vit_jax.methods.building import build
-from vit_jax.methods.method import Objective
+from vit_jax.methods.method import NO_NETWORKS, Networks, Objective
 from vit_jax.models.registry import pair
 from vit_jax.ops.keys import key_for
 from vit_jax.ops.means import Mean, merge_all
@@ -53,7 +53,10 @@ class Program(NamedTuple):
     layout: Any  # sharding of each leaf of State
     abstract: Any  # shapes and dtypes of State
     init: Callable[[Any], State]  # from the seed
-    step: Any  # jitted (state, batch, seed) -> (state, report); the seed is traced, so every seed is one program
+    step: (
+        Any  # jitted (state, batch, seed, *frozen) -> (state, report); the seed is traced, so every seed is one program
+    )
+    frozen: tuple[Any, ...] = ()  # parameters of frozen networks by name, on the mesh; () where the method has none
 
 
 SEED = jax.ShapeDtypeStruct((), jnp.int32)
@@ -61,16 +64,25 @@ SEED = jax.ShapeDtypeStruct((), jnp.int32)
 
 def abstract_batch(config: Config, num_classes: int | None) -> Batch:
     """Shapes of a step's batch, where there is no data to ask."""
-    size = config["batch"]
-    pictures = jax.ShapeDtypeStruct((size, *pair(config["pp"]["crop"]), config["pp"]["channels"]), jnp.uint8)
-    labels = jax.eval_shape(lambda: blank_labels(label_like(config, num_classes), size))
-    return Batch(pictures, labels, jax.ShapeDtypeStruct((size,), jnp.float32))  # type: ignore[arg-type]
+    size, second = config["batch"], derived.second_crop(config["pp"])
+
+    def pictures(sides: tuple[int, int]) -> Any:
+        return jax.ShapeDtypeStruct((size, *sides, config["pp"]["channels"]), jnp.uint8)
+
+    labels: Any = jax.eval_shape(lambda: blank_labels(label_like(config, num_classes), size))
+    weight: Any = jax.ShapeDtypeStruct((size,), jnp.float32)
+    return Batch(pictures(pair(config["pp"]["crop"])), labels, weight, second and pictures(second))
 
 
 def make_program(
-    config: Config, objective: Objective, schedule: Schedule, num_classes: int | None, mesh: Mesh
+    config: Config,
+    objective: Objective,
+    schedule: Schedule,
+    num_classes: int | None,
+    mesh: Mesh,
+    networks: Networks = NO_NETWORKS,
 ) -> Program:
-    """Lay out the state over `mesh` and jit its creation and its step."""
+    """Lay out the state and frozen networks over `mesh`, and jit the state's creation and its step."""
     accum, ways = config["accum_steps"], sharding.batch_ways(mesh)
     if config["batch"] % (accum * ways):
         raise UserError(
@@ -92,7 +104,8 @@ def make_program(
     abstract = jax.eval_shape(create, SEED)
     layouts = sharding.layout({path: leaf.shape for path, leaf in flat_params(abstract).items()}, mesh)
     layout = jax.tree_util.tree_map_with_path(lambda path, _: layouts[path_name(path)], abstract)
-    step = make_step(config, graph, objective, schedule, optimizer, mesh)
+    step = make_step(config, graph, objective, schedule, optimizer, mesh, networks)
+    frozen = laid_out(networks, mesh)
     return Program(
         graph=graph,
         layout=layout,
@@ -100,25 +113,49 @@ def make_program(
         init=jax.jit(create, out_shardings=layout),
         step=jax.jit(
             step,
-            in_shardings=(layout, sharding.batch_layout(mesh), None),
+            in_shardings=(layout, sharding.batch_layout(mesh), None, *(None for _ in frozen)),  # frozen: as they lie
             out_shardings=(layout, sharding.replicated(mesh)),
             donate_argnums=0,
+            keep_unused=True,  # of a frozen network, too: it lies on the devices, and plans count what lies there
         ),
+        frozen=frozen,
     )
 
 
+def laid_out(networks: Networks, mesh: Mesh) -> tuple[Any, ...]:
+    """Parameters of frozen networks, as the table of sharding.py has them: what a step takes besides. Shapes stay shapes."""
+    if not networks:
+        return ()
+    params = {name: network.params for name, network in networks.items()}
+    layouts = sharding.layout({path: leaf.shape for path, leaf in flat_params(params).items()}, mesh)
+
+    def placed(path: Any, leaf: Any) -> Any:
+        place = layouts[path_name(path)]
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        return sharding.put_everywhere(leaf, place)
+
+    return (jax.tree_util.tree_map_with_path(placed, params),)
+
+
 def make_step(
-    config: Config, graph: Any, objective: Objective, schedule: Schedule, optimizer: Any, mesh: Mesh
+    config: Config,
+    graph: Any,
+    objective: Objective,
+    schedule: Schedule,
+    optimizer: Any,
+    mesh: Mesh,
+    networks: Networks = NO_NETWORKS,
 ) -> Callable[..., tuple[State, Report]]:
     """The step itself, not yet jitted."""
 
-    def step(state: State, batch: Batch, seed: Int[Array, ""]) -> tuple[State, Report]:
+    def step(state: State, batch: Batch, seed: Int[Array, ""], *frozen: Any) -> tuple[State, Report]:
         with sharding.over(mesh):
-            return on_mesh(state, batch, seed)
+            return on_mesh(state, batch, seed, networks.merged(*frozen))
 
-    def on_mesh(state: State, batch: Batch, seed: Int[Array, ""]) -> tuple[State, Report]:
+    def on_mesh(state: State, batch: Batch, seed: Int[Array, ""], taught_by: dict[str, Any]) -> tuple[State, Report]:
         key = key_for(seed, "train", state.step)
-        inputs = objective.inputs(batch, key, True, state.step)
+        inputs = objective.inputs(batch, key, True, state.step, **taught_by)
         keys = jax.random.split(key, batch.image.shape[0])
 
         def total_loss(params: Any, inputs: Any, keys: Any) -> tuple[Array, Any]:

@@ -1,0 +1,82 @@
+"""Networks that a method uses and does not train: opened by the loader of all weights, known by the sum of their numbers."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vit_jax import configuration
+from vit_jax.contracts import Config, UserError
+from vit_jax.methods import method_of
+from vit_jax.methods.building import assemble, build
+from vit_jax.methods.method import Frozen, Network, Networks
+from vit_jax.weights import open_weights
+
+
+def opened(config: Config) -> tuple[Config, Networks]:
+    """`config` with the checksums of the frozen networks that it names, and these networks.
+
+    Raises:
+      UserError: none given, one that does not fit, or other numbers than `{field}_sha256` says.
+    """
+    made: Any = copy.deepcopy(config)
+    networks = Networks()
+    for name, spec in method_of(config).frozen.items():
+        if _get(config, spec.field) is None:
+            raise UserError(
+                f"Expected the weights of a {name}, got none: set --config.{spec.field}=WORKDIR, or a file of weights."
+            )
+        networks[name], found = _opened(name, spec, config)
+        section, _, last = spec.field.rpartition(".")
+        _get(made, section)[f"{last}_sha256"] = found
+    return made, networks
+
+
+def planned(config: Config) -> Networks:
+    """The same for a plan: shapes alone, and the network of a recipe where no weights are given."""
+    networks = Networks()
+    for name, spec in method_of(config).frozen.items():
+        if _get(config, spec.field) is not None:
+            graph, params = _opened(name, spec, config)[0]
+        else:
+            stand_in = configuration.load(spec.recipe)
+            spec.fits(stand_in, config)
+            graph, params = nnx.split(jax.eval_shape(lambda stand_in=stand_in: build(stand_in, None)))
+        networks[name] = Network(graph, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params))
+    return networks
+
+
+def _opened(name: str, spec: Frozen, config: Config) -> tuple[Network, str]:
+    path, wanted = _get(config, spec.field), _get(config, f"{spec.field}_sha256")
+    weights, _ = open_weights(path)
+    found = sha256(weights.params)
+    if wanted not in (None, found):
+        raise UserError(
+            f"Expected the {name} that config.{spec.field}_sha256 names ({wanted[:12]}...), {path} holds another "
+            f"({found[:12]}...): give the one this began with."
+        )
+    spec.fits(weights.config, config)
+    graph, params = nnx.split(assemble(weights.config, weights.num_classes, weights.params))
+    return Network(graph, jax.tree.map(np.asarray, params)), found
+
+
+def sha256(params: Mapping[str, np.ndarray]) -> str:
+    """Of paths, shapes and numbers, in the order of the paths: the same wherever they were read from."""
+    digest = hashlib.sha256()
+    for path in sorted(params):
+        array = np.ascontiguousarray(params[path])
+        digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _get(config: Config, field: str) -> Any:
+    for step in field.split("."):
+        config = config[step]
+    return config
