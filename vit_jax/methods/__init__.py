@@ -19,6 +19,7 @@ METHODS = {
     "mae": "vit_jax.methods.mae:METHOD",
     "simmim": "vit_jax.methods.simmim:METHOD",
     "patch_prediction": "vit_jax.methods.patch_prediction:METHOD",
+    "beit": "vit_jax.methods.beit:METHOD",
     "tokenizer": "vit_jax.methods.tokenizer:METHOD",
 }
 

@@ -52,11 +52,22 @@ class Masked(nnx.Module):
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b n o"]:
         """Answers for every patch, float32. `hidden` ones are replaced, others come from place `source` (None: their own)."""
+        return self.predict(self.tokens(images, hidden, source=source, train=train, keys=keys)).astype(jnp.float32)
+
+    def tokens(
+        self,
+        images: Float[Array, "b H W c"],
+        hidden: Bool[Array, "b n"],
+        *,
+        source: Int[Array, "b n"] | None = None,
+        train: bool = False,
+        keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b n d"]:
+        """What the encoder makes of every patch: what `predict` answers from."""
         x = self.encoder.embed(self.encoder.patches(images))
         x = x if source is None else take(x, source)
         x = jnp.where(hidden[:, :, None], self.mask_token[...].astype(x.dtype)[None], x)
-        tokens = self.encoder.contextual(x, training_keys(train, keys))
-        return self.predict(tokens[:, self.cfg.num_prefix :]).astype(jnp.float32)
+        return self.encoder.contextual(x, training_keys(train, keys))[:, self.cfg.num_prefix :]
 
 
 def outputs(model: Masked, pixels: Float[Array, "b H W c"]) -> Float[Array, "b n o"]:

@@ -95,6 +95,46 @@ def unit_mask(
     return jnp.repeat(jnp.repeat(hidden, unit[0], axis=1), unit[1], axis=2).reshape(-1, grid[0] * grid[1])
 
 
+ATTEMPTS = 10  # of BEiT's generator to place one block
+
+
+def beit_mask(keys: Key[Array, " b"], grid: tuple[int, int], num_masked: int, min_block: int) -> Bool[Array, "b n"]:
+    """Blocks hidden one after another until `num_masked` patches are, or no further block fits: seldom more than a few less.
+
+    Each block has an area from `min_block` to what is left, an aspect from 0.3 to 1/0.3, and hides at least one new patch
+    and no more than are left; ten failures in a row end it (microsoft/unilm beit/masking_generator.py).
+    """
+    rows, columns = grid
+    row, column = jnp.mgrid[:rows, :columns]
+    log_aspect = jnp.log(1.0 / 0.3)
+
+    def attempt(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        key, hidden, failures = state
+        key, now = jax.random.split(key)
+        draw = jax.random.uniform(now, (4,))
+        left = num_masked - jnp.sum(hidden)
+        area = min_block + (left - min_block) * draw[0]  # from `left` up to `min_block` where fewer are left, as there
+        aspect = jnp.exp(log_aspect * (2.0 * draw[1] - 1.0))
+        height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+        width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+        top = jnp.floor(draw[2] * (rows - height + 1)).astype(jnp.int32)
+        first = jnp.floor(draw[3] * (columns - width + 1)).astype(jnp.int32)
+        block = (row >= top) & (row < top + height) & (column >= first) & (column < first + width)
+        new = jnp.sum(block & ~hidden)
+        fits = (height < rows) & (width < columns) & (new > 0) & (new <= left)
+        return key, hidden | (block & fits), jnp.where(fits, 0, failures + 1)
+
+    def goes_on(state: tuple[Array, Array, Array]) -> Array:
+        _, hidden, failures = state
+        return (jnp.sum(hidden) < num_masked) & (failures < ATTEMPTS)
+
+    def one(key: Key[Array, ""]) -> Bool[Array, " n"]:
+        start = key, jnp.zeros(grid, bool), jnp.zeros((), jnp.int32)
+        return jax.lax.while_loop(goes_on, attempt, start)[1].reshape(-1)
+
+    return jax.vmap(one)(keys)
+
+
 SCORES = {"random": random_scores, "block": block_scores, "grid": grid_scores}
 
 
