@@ -40,7 +40,12 @@ DIGITS = {
     "beit.vocab_size": 64, "pp.second_share": 1.0, "batch": 128, "base_lr": 2e-3, "total_steps": 600, "warmup_steps": 60,
     "eval_every": 300, "checkpoint_every": 300,
 }  # fmt: skip
-FOLDER = {"beit.vocab_size": 1024, "pp.second_share": 1.0, "pp.crop_area": (0.2, 1.0), "b2": 0.95, "base_lr": 6e-4}
+FOLDER = {"beit.vocab_size": 1024, "pp.crop_area": (0.2, 1.0), "b2": 0.95, "base_lr": 6e-4}
+
+
+def fit(config) -> None:
+    """A second view for the tokenizer that folder.py trains of the same pictures: a code a patch, of 8 pixels or fewer."""
+    config.pp.second_share = min(8, config.model.patches.size[0]) / config.model.patches.size[0]
 
 
 def get_config(name: str = "b16"):
@@ -57,7 +62,8 @@ def get_config(name: str = "b16"):
     config.dataset, config.pp.test = ("imagenet21k", "full[:51200]") if pictures else ("imagenet2012", "validation")
     if pictures:
         config.pp.train = "full[51200:]"  # big_vision's split
-    config.pp.mean, config.pp.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    if not pictures:  # [-1, 1] otherwise
+        config.pp.mean, config.pp.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     config.pp.crop, config.pp.crop_share, config.pp.crop_area = 224, 0.875, (0.08, 1.0)
     config.pp.interpolation, config.pp.color_jitter = "bicubic", 0.4
     config.pp.second_share, config.pp.second_interpolation = 0.5, "lanczos"

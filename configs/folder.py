@@ -79,6 +79,7 @@ def get_config(stage_and_folder: str = "scratch,."):
         recipe = common.pretraining(method)
         common.choose(config, method, recipe.FIELDS)
         config.update_from_flattened_dict(recipe.FOLDER)
+        getattr(recipe, "fit", lambda config: None)(config)  # what hangs on the size of pictures and patches
         config.total_epochs = epochs(count, 400)
     else:
         config.model.update({"norm_after_pool": True, "head_std": 2e-5})

@@ -51,6 +51,13 @@ FOLDER = {
 }  # fmt: skip
 
 
+def fit(config) -> None:
+    """Codes as large as the patches of folder.py's ViT, 8 pixels at most; one of fewer colour values may say less."""
+    side = min(8, config.model.patches.size[0])
+    config.tokenizer.num_groups = side.bit_length()
+    config.tokenizer.kl_weight *= (side / 8) ** 2
+
+
 def get_config(name: str = "dalle"):
     """The paper's model, or the small one."""
     if name not in ("dalle", "small"):

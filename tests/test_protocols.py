@@ -21,7 +21,8 @@ from vit_jax.training.step import make_program
 REVIEWED = Path(__file__).parent / "reviewed"
 RECIPES = ["mae.py:b16", "mae_finetune.py:b16", "mae_finetune.py:l16", "mae_finetune.py:h14", "mae_linprobe.py:b16",
            "mae_partial.py:b16,0.5", "mae_partial.py:l16,4", "vit.py:b16,cifar10", "augreg.py:R26_S_32",
-           "vit_scratch.py:s16", "simmim.py:b16", "simmim_finetune.py:b16"]  # fmt: skip
+           "vit_scratch.py:s16", "simmim.py:b16", "simmim_finetune.py:b16", "beit.py:b16", "beit_finetune.py:b16",
+           "beit_finetune.py:l16,after22k,384"]  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -45,7 +45,7 @@ class Accepted(Exception):
 def places(tmp_path_factory):
     """The places that the lines speak of, by name."""
     root = tmp_path_factory.mktemp("wrong")
-    for stage in ("scratch", "pretrain"):
+    for stage in ("scratch", "pretrain", "pretrain,tokenizer"):
         config = configuration.load(f"digits.py:{stage}")
         config.model.hidden_size = 16
         config.model.transformer.update({"num_layers": 2, "num_heads": 2, "mlp_dim": 32})
@@ -64,7 +64,8 @@ def places(tmp_path_factory):
         (root / "bad" / name).write_text(text)
     (root / "file").write_text("hello")
     found = {name: root / name for name in ("folder", "empty", "bad", "file", "new")}
-    return found | {"run": root / "scratch", "mae": root / "pretrain", "picture": root / "folder" / "ant" / "0.png"}
+    found |= {"run": root / "scratch", "mae": root / "pretrain", "tokenizer": root / "pretrain,tokenizer"}
+    return found | {"picture": root / "folder" / "ant" / "0.png"}
 
 
 def outcome(line, places):
@@ -84,7 +85,7 @@ def outcome(line, places):
 def anonymous(text, places):
     """The sentence without this machine's paths, as every supported Python's argparse writes it."""
     root = str(places["folder"].parent)
-    for name in ("run", "mae", "picture"):
+    for name in ("tokenizer", "run", "mae", "picture"):
         text = text.replace(str(places[name]), f"{{{name}}}")
     text = re.sub(rf"{re.escape(root)}/(\w+)", r"{\1}", text)
     text = re.sub(r"\(choose from [^)]*\)", lambda match: match[0].replace("'", ""), text)

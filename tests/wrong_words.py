@@ -1,11 +1,15 @@
 """Command lines and calls that mean nothing. Each gives one sentence: tests/reviewed/wrong_words.txt holds them.
 
-`{run}` is a trained classifier's workdir, `{mae}` a masked autoencoder's, `{folder}` a folder of pictures, `{picture}` one of
-them, `{new}` a path where nothing is, `{file}` a text file, `{empty}` an empty folder, `{bad}` one of broken config files.
+`{run}` is a trained classifier's workdir, `{mae}` a masked autoencoder's, `{tokenizer}` a tokenizer's, `{folder}` a folder of
+pictures, `{picture}` one of them, `{new}` a path where nothing is, `{file}` a text file, `{empty}` an empty folder, `{bad}`
+one of broken config files.
 """
 
 TRAIN = "train --workdir={new} --config=digits.py:scratch --config.batch=48 "
 MAE = "train --workdir={new} --config=digits.py:pretrain "
+OTHER = "train --workdir={new} --config=digits.py:pretrain,%s "
+BEIT = "train --workdir={new} --config=digits.py:pretrain,beit --config.batch=48 --config.beit.tokenizer={tokenizer} "
+BEIT += "--config.beit.vocab_size=16 "
 FOLDER = "train --workdir={new} --config=folder.py:scratch,{folder} "
 
 FIELD_VALUES = {
@@ -88,6 +92,8 @@ FIELD_VALUES = {
     "pp.randaugment": ["rand-m9-x3", "autoaugment", "rand-m", "9"],
     "pp.erasing": ["2", "-0.1", "nan"],
     "pp.interpolation": ["nearest", "cubic", ""],
+    "pp.color_jitter": ["-0.1", "nan", "x"],
+    "pp.second_share": ["0", "-1", "nan", "x"],
     "pp.channels": ["0", "-3", "1.5", "2", "5000"],
     "pp.mean": ["(nan,)", "()", '("a",)', "(0.5, 0.5)"],
     "pp.std": ["(0.,)", "(-1.0,)", "(nan,)", "()", "(0.5, 0.5)"],
@@ -142,10 +148,66 @@ MAE_VALUES = {
     "mae.decoder.drop_path": ["1"],
     "model.resnet.num_layers": ["()"],
 }
+OTHER_VALUES = {
+    "simmim": {
+        "simmim.mask_unit": ["0", "-2", "3", "5", "1.5"],
+        "simmim.mask_ratio": ["0", "1", "nan", "60"],
+        "mae.mask_ratio": ["0.5"],
+    },
+    "patch_prediction": {
+        "patch_prediction.target": ["colour", ""],
+        "patch_prediction.mask_ratio": ["0", "1", "nan"],
+        "patch_prediction.mask_share": ["-0.1", "1.5", "nan", "0.95"],
+        "patch_prediction.swap_share": ["-0.1", "0.3", "nan"],
+        "model.resnet.num_layers": ["()"],
+    },
+    "tokenizer": {
+        "tokenizer.vocab_size": ["0", "1", "-8", "1.5"],
+        "tokenizer.num_groups": ["0", "9", "5", "x"],
+        "tokenizer.blocks_per_group": ["0", "-1"],
+        "tokenizer.encoder_width": ["0", "6", "-4"],
+        "tokenizer.decoder_width": ["None", "0", "6"],
+        "tokenizer.temperature_start": ["0", "-1", "nan"],
+        "tokenizer.temperature_end": ["0", "nan"],
+        "tokenizer.temperature_steps": ["-1", "1.5"],
+        "tokenizer.kl_weight": ["-1", "nan"],
+        "tokenizer.kl_steps": ["-1"],
+        "pp.mean": ["(0.5,)"],
+        "pp.crop": ["7"],
+    },
+    "beit": {
+        "beit.tokenizer": ["", "None", "/nowhere"],
+        "beit.tokenizer_sha256": ["", "abc", "0"],
+        "beit.vocab_size": ["0", "1", "1.5"],
+        "beit.num_masked": ["0", "-1", "1.5"],
+        "beit.min_block": ["0", "-1"],
+    },
+}
+BEIT_VALUES = {
+    "beit.tokenizer": ["{run}", "{mae}", "{empty}", "{file}", "{folder}"],
+    "beit.tokenizer_sha256": [64 * "0"],
+    "beit.vocab_size": ["65"],
+    "beit.num_masked": ["16", "99"],
+    "beit.min_block": ["7", "99"],
+    "pp.second_share": ["None", "0.5", "0", "-1", "nan", "99"],
+    "pp.second_interpolation": ["nearest"],
+    "pp.randaugment": ["rand-m9"],
+    "pp.erasing": ["0.5"],
+    "pp.channels": ["3"],
+    "model.patches.size": ["4"],
+    "model.resnet.num_layers": ["()"],
+}
 
 LINES = [
     *(f"{TRAIN}'--config.{field}={value}'" for field, values in FIELD_VALUES.items() for value in values),
     *(f"{MAE}'--config.{field}={value}'" for field, values in MAE_VALUES.items() for value in values),
+    *(
+        f"{OTHER % method}--config.batch=48 '--config.{field}={value}'"
+        for method, fields in OTHER_VALUES.items()
+        for field, values in fields.items()
+        for value in values
+    ),
+    *(f"{BEIT}'--config.{field}={value}'" for field, values in BEIT_VALUES.items() for value in values),
     # combinations
     TRAIN + "--config.batch=100000",
     TRAIN + "--config.warmup_steps=400 --config.total_steps=300",

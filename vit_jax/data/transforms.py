@@ -145,27 +145,24 @@ class Preprocess:
     def evaluate(self, record: Record) -> Views:
         """Short side to `resize` and the centre crop, or resized to the crop; and the second view of the same part."""
         picture = decode(open_picture(record, self.channels), self.channels, record.name)
-        second = self._second(self._seen(picture)) if self.second else None
         if self.resize is None:
-            return Views(_as_array(self._resized(picture)), second)
+            return Views(_as_array(self._resized(picture)), self._second(picture))
         size = self._covering(picture, self.resize)
         height, width = self.crop
         left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-        return Views(self._part(picture, size, (left, top, left + width, top + height)), second)
+        box = (left, top, left + width, top + height)
+        return Views(self._part(picture, size, box), self._second(picture, before_resizing(picture, size, box)))
 
     def seen(self, record: Record) -> Array:
         """What `evaluate` shows of a picture, at the picture's own resolution: all of it, or the centre crop's part."""
-        return _as_array(self._seen(decode(open_picture(record, self.channels), self.channels, record.name)))
-
-    def _seen(self, picture: Image.Image) -> Image.Image:
+        picture = decode(open_picture(record, self.channels), self.channels, record.name)
         if self.resize is None:
-            return picture
+            return _as_array(picture)
         scale = self._scale(picture, self.resize)
         width, height = (round(wanted / scale) for wanted in self.crop[::-1])
         left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-        return picture.crop(
-            (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
-        )
+        box = (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
+        return _as_array(picture.crop(box))
 
     def _second(self, picture: Image.Image, box: Box | None = None) -> Array | None:
         """The second view of the box of a picture, or of all of it."""
@@ -211,9 +208,14 @@ class Preprocess:
         if size[0] * size[1] <= MAX_RESIZED:
             return _as_array((picture if size == picture.size else picture.resize(size, method)).crop(box))
         left, top, right, bottom = box
-        x, y = picture.width / size[0], picture.height / size[1]
-        within = (left * x, top * y, min(right * x, picture.width), min(bottom * y, picture.height))
+        within = before_resizing(picture, size, box)
         return _as_array(picture.resize((right - left, bottom - top), method, box=within))
+
+
+def before_resizing(picture: Image.Image, size: tuple[int, int], box: Box) -> Box:
+    """Where a box of the picture resized to `size` lies in the picture itself."""
+    x, y = picture.width / size[0], picture.height / size[1]
+    return box[0] * x, box[1] * y, min(box[2] * x, picture.width), min(box[3] * y, picture.height)
 
 
 def random_resized_box(

@@ -59,11 +59,16 @@ def fits(theirs: Config, config: Config) -> None:
         raise UserError(
             f"Expected a tokenizer, {where} was trained with objective {theirs['objective']!r}: give another."
         )
-    cfg, channels = dvae_config(theirs), config["pp"]["channels"]
-    if cfg.vocab_size != config["beit"]["vocab_size"] or cfg.channels != channels:
+    cfg = dvae_config(theirs)
+    if cfg.channels != config["pp"]["channels"]:
         raise UserError(
-            f"Expected a tokenizer of {config['beit']['vocab_size']} codes for pictures of {channels} channels, {where} has "
-            f"{cfg.vocab_size} and {cfg.channels}: set beit.vocab_size={cfg.vocab_size}, or give another."
+            f"Expected a tokenizer for pictures of {config['pp']['channels']} channels, {where} takes {cfg.channels}: give "
+            "another, or change pp.channels."
+        )
+    if cfg.vocab_size != config["beit"]["vocab_size"]:
+        raise UserError(
+            f"Expected a tokenizer of {config['beit']['vocab_size']} codes, {where} has {cfg.vocab_size}: set "
+            f"beit.vocab_size={cfg.vocab_size}, or give another."
         )
     grid, second = vit_config(config, num_classes=None).grid, second_crop(config["pp"])
     wanted = grid[0] * cfg.factor, grid[1] * cfg.factor

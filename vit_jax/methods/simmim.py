@@ -26,8 +26,8 @@ from vit_jax.ops.means import Mean
 from vit_jax.ops.pixels import normalise
 
 
-def hidden_squares(keys: Key[Array, " b"], config: Config) -> Bool[Array, "b n"]:
-    """Hidden patches an example: ceil(mask_ratio of the squares) of them (SimMIM's MaskGenerator).
+def masking(config: Config) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """(grid of patches, patches of a square, squares hidden): ceil(mask_ratio of the squares).
 
     Raises:
       UserError: a unit that is no whole number of patches, or that does not divide the picture.
@@ -42,7 +42,12 @@ def hidden_squares(keys: Key[Array, " b"], config: Config) -> Bool[Array, "b n"]
         )
     squares = (size[0] // unit) * (size[1] // unit)
     grid = (size[0] // patch[0], size[1] // patch[1])
-    return unit_mask(keys, grid, (unit // patch[0], unit // patch[1]), math.ceil(squares * section["mask_ratio"]))
+    return grid, (unit // patch[0], unit // patch[1]), math.ceil(squares * section["mask_ratio"])
+
+
+def hidden_squares(keys: Key[Array, " b"], config: Config) -> Bool[Array, "b n"]:
+    """Hidden patches an example, by `config.simmim` (SimMIM's MaskGenerator)."""
+    return unit_mask(keys, *masking(config))
 
 
 def uniform(width: int) -> Initializer:
@@ -60,7 +65,7 @@ def build(config: Config, num_classes: int | None, rngs: nnx.Rngs) -> Masked:
 
 def objective(config: Config, num_classes: int | None) -> Objective:
     """Mean absolute error of hidden pixels. `baseline` is that of each patch's own mean."""
-    pp = config["pp"]
+    pp, _ = config["pp"], masking(config)  # which refuses a wrong unit before anything is written
 
     def prepare(batch: Any, key: Key[Array, ""], train: bool) -> Inputs:
         keys = fold(jax.random.split(key, batch.image.shape[0]), 1)
