@@ -38,6 +38,10 @@ def test_curves_say_what_training_was_measured_under():
     assert trained_under(config) == {}
     config.cutmix, config.label_smoothing = 1.0, 0.1
     assert trained_under(config) == {"loss": "cutmix, smoothing", "accuracy": "cutmix", "top5": "cutmix"}
+    config.task = "multilabel"
+    assert trained_under(config) == {"loss": "cutmix, smoothing", "f1": "cutmix", "exact": "cutmix"}
+    config.task = "regression"
+    assert trained_under(config) == {"loss": "cutmix", "abs_error": "cutmix", "baseline": "cutmix"}
     config.objective = "mae"
     assert trained_under(config) == {}
 

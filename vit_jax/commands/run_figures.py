@@ -14,6 +14,10 @@ from vit_jax.training.tracker import read_metrics
 from vit_jax.visualisation import curves, reconstructions
 
 
+# Of training, measured on pictures that may be mixed (methods/classification.py).
+METRICS = {"classes": ("accuracy", "top5"), "multilabel": ("f1", "exact"), "regression": ("abs_error", "baseline")}
+
+
 def save(figure: Figure, path: Path) -> None:
     """As PNG, whole or not at all.
 
@@ -47,6 +51,6 @@ def trained_under(config: Config) -> dict[str, str]:
     if not method_of(config).labels:
         return {}
     mixed = [name for name in ("mixup", "cutmix") if config[name]]
-    smoothed = ["smoothing"] if config["label_smoothing"] else []
-    words = {"loss": mixed + smoothed, "accuracy": mixed, "top5": mixed}
+    smoothed = ["smoothing"] if config["label_smoothing"] and config["task"] != "regression" else []
+    words = {"loss": mixed + smoothed} | dict.fromkeys(METRICS[config["task"]], mixed)
     return {name: ", ".join(found) for name, found in words.items() if found}
