@@ -13,7 +13,6 @@ from vit_jax.methods import method_of
 from vit_jax.training.tracker import read_metrics
 from vit_jax.visualisation import curves, reconstructions
 
-
 # Of training, measured on pictures that may be mixed (methods/classification.py).
 METRICS = {"classes": ("accuracy", "top5"), "multilabel": ("f1", "exact"), "regression": ("abs_error", "baseline")}
 
