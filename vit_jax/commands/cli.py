@@ -13,7 +13,7 @@ COMMANDS = {
     "eval": ("vit_jax.commands.eval", "evaluate a workdir's last checkpoint"),
     "imagenet": ("vit_jax.commands.imagenet", "a classifier on ImageNet, ReaL, V2, A, R, Sketch and C"),
     "predict": ("vit_jax.commands.predict", "name the classes of pictures"),
-    "reconstruct": ("vit_jax.commands.reconstruct", "what a masked image model makes of hidden patches; a tokenizer's codes of a picture"),
+    "reconstruct": ("vit_jax.commands.reconstruct", "draw what a masked image model makes of hidden patches"),
     "figures": ("vit_jax.commands.figures", "look inside: attention, rollout, distances, positions, filters"),
     "embed": ("vit_jax.commands.embed", "write pooled features of pictures to .npz or .parquet"),
     "probe": ("vit_jax.commands.probe", "judge frozen features: neighbours, few shots, linear heads; in minutes"),
