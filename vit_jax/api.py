@@ -145,8 +145,8 @@ def load(
       num_classes: another number of classes than the file has: a new head of zeros, which `notes` says.
       image_size: another picture size than the file has: positions are resampled as the source's own code does it.
       given: what a file cannot show: num_heads, decoder_num_heads, stored_size (pixels of its training, where they were
-        not square), normalised_target (of a MAE with decoder); any_numbers=True takes complex and whole numbers, and such
-        as are not finite.
+        not square), normalised_target (of a MAE with decoder), mean and std of its pixels; any_numbers=True takes complex
+        and whole numbers, and such as are not finite.
 
     Raises:
       UserError: no checkpoint there, an unknown format, a damaged file, or tensors that do not match, all of them listed.
