@@ -51,12 +51,9 @@ def claims(names: Mapping[str, Any]) -> bool:
 
 def normalised(archive: Archive) -> Archive:
     """Without the index of relative positions, which is a formula, and wrappers of data parallelism."""
-    names = {
-        name.removeprefix("module."): name
-        for name in archive.tensors
-        if not name.endswith(("relative_position_index", "attn.k_bias"))
-    }
-    return archive._replace(tensors=renamed(archive.tensors, names))
+    formulas = ("relative_position_index", "attn.k_bias")
+    kept = {name: archive.tensors[name] for name in archive.tensors if not name.endswith(formulas)}
+    return archive._replace(tensors=renamed(kept, {name.removeprefix("module."): name for name in kept}))
 
 
 def rules(config: Config, num_classes: int | None) -> list[Rule | Fixed]:

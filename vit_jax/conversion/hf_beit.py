@@ -50,10 +50,9 @@ def normalised(archive: Archive) -> Archive:
             f"Expected one norm before lm_head, as with use_mean_pooling true, the tensors have {prefix}layernorm and "
             "layernorm: give a model with one."
         )
-    names = {name.removeprefix(prefix): name for name in tensors if not name.endswith("relative_position_index")}
-    if not masked:
-        names.pop("embeddings.mask_token", None)
-    return archive._replace(tensors=renamed({name: tensors[name] for name in names.values()}, names))
+    useless = ("relative_position_index",) if masked else ("relative_position_index", "embeddings.mask_token")
+    kept = {name: tensors[name] for name in tensors if not name.endswith(useless)}
+    return archive._replace(tensors=renamed(kept, {name.removeprefix(prefix): name for name in kept}))
 
 
 def rules(config: Config, num_classes: int | None) -> list[Rule | Fixed]:
