@@ -18,7 +18,11 @@ KINDS = {
     "BeitForImageClassification-token": {"use_relative_position_bias": True, "use_mean_pooling": False},
     "BeitForImageClassification-bare": {"use_shared_relative_position_bias": True, "layer_scale_init_value": 0.0},
     "BeitModel": {"use_relative_position_bias": True, "layer_scale_init_value": 1e-5},
-    "BeitModel-token": {"use_shared_relative_position_bias": True, "use_mean_pooling": False, "hidden_act": "gelu_pytorch_tanh"},
+    "BeitModel-token": {
+        "use_shared_relative_position_bias": True,
+        "use_mean_pooling": False,
+        "hidden_act": "gelu_pytorch_tanh",
+    },
 }
 
 

@@ -1,4 +1,4 @@
-"""BEiT's files in and out: unilm's .pth, Hugging Face's folders, what they are used for, and files that contradict themselves."""
+"""BEiT's files in and out: unilm's .pth, Hugging Face's folders, what they are for, and such as contradict themselves."""
 
 import json
 
@@ -18,6 +18,7 @@ from vit_jax.conversion.convert import write
 from vit_jax.ops.positions import resample_relative
 from vit_jax.weights import open_weights
 
+image_processing_pil_beit = pytest.importorskip("transformers.models.beit.image_processing_pil_beit")
 pytestmark = pytest.mark.filterwarnings("ignore")
 MASKED, CLASSIFIER = "BeitForMaskedImageModeling", "BeitForImageClassification"
 FILES = {MASKED: "beit_pt22k.pth", CLASSIFIER: "beit_ft22kto1k.pth"}
@@ -154,14 +155,16 @@ def test_folders_go_out_as_they_came(name, folders, tmp_path):
 
 def test_what_is_written_of_pictures_is_what_is_read(folders, tmp_path):
     weights, _ = open_weights(folders[CLASSIFIER][1])
-    weights.config["pp"] |= {"mean": (0.1, 0.2, 0.3), "std": (0.4,), "resize": 36, "interpolation": "lanczos"}
+    weights.config["pp"] |= {"mean": (0.1, 0.2, 0.3), "std": (0.4,), "resize": 36}
     write(weights, tmp_path / CLASSIFIER, "hf")
     told = json.loads((tmp_path / CLASSIFIER / "preprocessor_config.json").read_text())
     assert told["image_processor_type"] == "BeitImageProcessor"
-    assert (told["image_mean"], told["image_std"], told["resample"]) == ([0.1, 0.2, 0.3], [0.4, 0.4, 0.4], 1)
-    assert (told["size"], told["crop_size"]) == ({"shortest_edge": 36}, {"height": 32, "width": 32})
-    pp = open_weights(tmp_path / CLASSIFIER)[0].config["pp"]
-    assert (pp["mean"], pp["std"], pp["resize"]) == ((0.1, 0.2, 0.3), (0.4, 0.4, 0.4), 36)
+    picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    processor = image_processing_pil_beit.BeitImageProcessorPil.from_pretrained(tmp_path / CLASSIFIER)
+    expected = processor(images=Image.fromarray(picture), return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
+    found = vit_jax.load(tmp_path / CLASSIFIER).pixels(picture)
+    assert found.shape == expected.shape == (1, 32, 32, 3)
+    assert relative(found, expected) < tolerances.EXACT
 
 
 def test_a_folder_of_2021(folders, tmp_path):
@@ -194,3 +197,174 @@ def test_an_encoder_leaves_a_mask_token_without_a_head(tmp_path):
     assert not any(report.values()), report
     assert model.state_dict().keys() - loaded.state_dict().keys() == {"embeddings.mask_token"}
     assert relative(theirs(loaded.eval()), theirs(model)) < tolerances.CONVERTED
+
+
+# ---- what they are used for ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder {train,test}/{dark,light}/*.png."""
+    home, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label, colour in (("dark", 40), ("light", 200)):
+            folder = home / split / label
+            folder.mkdir(parents=True)
+            for number in range(4):
+                noise = colour + rng.integers(-30, 30, (40, 36, 3))
+                Image.fromarray(noise.astype(np.uint8)).save(folder / f"{number}.png")
+    return home
+
+
+def test_commands_take_a_pre_trained_file(published, pictures, tmp_path, capsys):
+    model, file, _ = published[MASKED]
+    assert main(["predict", str(file), str(pictures)]) == 2
+    assert "Expected a classifier" in capsys.readouterr().err
+    given = ["probe", str(file), "--dataset", str(pictures), "--cache", str(tmp_path), "--shots", "1", "--epochs", "2"]
+    assert main([*given, "--json"]) == 0
+    assert [row["pooling"] for row in json.loads(capsys.readouterr().out)["results"]] == ["cls", "mean", "model"]
+    folder, out = pictures / "test" / "dark", tmp_path / "features.npz"
+    assert main(["embed", str(file), str(folder), "--out", str(out)]) == 0
+    trained = vit_jax.load(file)
+    seen = np.asarray(trained.pixels([str(path) for path in sorted(folder.glob("*.png"))]))
+    with torch.no_grad():
+        tokens = model.layernorm(model.beit(torch.from_numpy(seen.transpose(0, 3, 1, 2).copy())).last_hidden_state)
+    assert relative(np.load(out)["feature"], tokens[:, 1:].mean(1).numpy()) < tolerances.CONVERTED
+    api = vit_jax.features(trained, sorted(map(str, folder.glob("*.png"))), layers=(0, -1), form="NHWC")
+    assert [layer.shape for layer in api] == [(4, 4, 4, 32)] * 2
+
+
+def test_commands_take_a_fine_tuned_file(published, pictures, capsys):
+    model, file, _ = published[CLASSIFIER]
+    picture = str(pictures / "test" / "light" / "0.png")
+    assert main(["predict", str(file), picture, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    seen = np.asarray(vit_jax.load(file).pixels(picture)).transpose(0, 3, 1, 2).copy()
+    with torch.no_grad():
+        expected = torch.softmax(model(torch.from_numpy(seen)).logits, -1)[0].numpy()
+    best = int(expected.argmax())
+    assert next(iter(said["probabilities"])) == f"class {best}"
+    assert said["probabilities"][f"class {best}"] == pytest.approx(expected[best], rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_fine_tuning_begins_with_the_shared_table_in_every_block(size, published, small, tmp_path):
+    """From the file to a checkpoint, at a learning rate of 0; at another size the table is spread as BEiT's loader does."""
+    _, file, tensors = published[MASKED]
+    config = small("finetune", init_from=str(file), total_steps=1, warmup_steps=0, base_lr=0.0, checkpoint_every=1)
+    config.model.relative_positions, config.pp.crop, config.batch = "block", size, 8
+    train.run(config, tmp_path / "run", typed=frozenset({"pp.crop"}))
+    moved = vit_jax.load(tmp_path / "run")
+    assert (moved.config["pp"]["crop"], tuple(moved.config["pp"]["mean"])) == (size, (0.5,))
+    table = tensors["rel_pos_bias.relative_position_bias_table"].numpy()
+    side = size // 8
+    expected = resample_relative(table, (4, 4), (side, side))
+    assert expected.shape == ((2 * side - 1) ** 2 + 3, 4)
+    blocks = moved.model.transformer.blocks
+    np.testing.assert_array_equal(blocks.attention.relative_positions[...], np.stack([expected, expected]))
+    np.testing.assert_array_equal(blocks.scale1[...][1], tensors["blocks.1.gamma_1"])
+    np.testing.assert_array_equal(moved.model.norm.scale[...], np.ones(32))  # fc_norm starts fresh
+
+
+def test_a_classifier_at_another_size(published):
+    """Fine-tuned tables, spread by `load`; and at their own size the same numbers as ever."""
+    larger = vit_jax.load(published[CLASSIFIER][1], image_size=48)
+    assert larger.model(jnp.zeros((1, 48, 48, 3))).shape == (1, 5)
+    tables = [published[CLASSIFIER][2][f"blocks.{i}.attn.relative_position_bias_table"].numpy() for i in range(2)]
+    expected = resample_relative(np.stack(tables), (4, 4), (6, 6))
+    np.testing.assert_array_equal(larger.model.transformer.blocks.attention.relative_positions[...], expected)
+
+
+# ---- files that contradict themselves --------------------------------------------------------------------------------
+
+
+def refusal(action):
+    """The one sentence of a refusal."""
+    with pytest.raises(UserError) as error:
+        action()
+    said = str(error.value)
+    assert said.startswith("Expected")
+    assert "\n" not in said
+    return said
+
+
+# what is wrong: (the tensors changed, words of the sentence)
+WRONG = {
+    "a head of another width": ({"lm_head.weight": torch.zeros(24, 16)}, ["lm_head.weight (expected (24, 32), got (24, 16"]),
+    "a head of another vocabulary": ({"lm_head.bias": torch.zeros(20)}, ["lm_head.bias (expected (24,), got (20,))"]),
+    "a head with one axis": ({"lm_head.weight": torch.zeros(24)}, ["2 axes", "lm_head.weight"]),
+    "no mask token": ({"mask_token": None}, ["1 missing: mask_token"]),
+    "no shared table": ({"rel_pos_bias.relative_position_bias_table": None}, ["num_heads="]),
+    "a table of no square": (
+        {"rel_pos_bias.relative_position_bias_table": torch.zeros(51, 4)}, ["square grid", "51 rows", "stored_size"],
+    ),
+    "half a block": ({"blocks.1.attn.q_bias": None}, ["1 missing: blocks.1.attn.q_bias"]),
+    "a classifier, too": ({"head.weight": torch.zeros(5, 32)}, ["1 not used: head.weight"]),
+    "a norm after pooling, too": ({"fc_norm.weight": torch.zeros(32)}, ["1 not used: fc_norm.weight"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_file_that_does_not_match(kind, published, tmp_path):
+    changes, words = WRONG[kind]
+    tensors = {name: tensor for name, tensor in (published[MASKED][2] | changes).items() if tensor is not None}
+    torch.save({"model": tensors}, tmp_path / "x.pth")
+    said = refusal(lambda: open_weights(tmp_path / "x.pth"))
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_truncated_file(share, published, tmp_path):
+    content = published[MASKED][1].read_bytes()
+    (tmp_path / "x.pth").write_bytes(content[: int(share * len(content))])
+    assert "x.pth" in refusal(lambda: open_weights(tmp_path / "x.pth"))
+    assert main(["convert", str(tmp_path / "x.pth"), str(tmp_path / "out"), "--to", "hf"]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+CONTRADICTIONS = [
+    (MASKED, "use_shared_relative_position_bias", False), (MASKED, "use_relative_position_bias", True),
+    (MASKED, "use_absolute_position_embeddings", True), (MASKED, "use_mask_token", False),
+    (MASKED, "use_mean_pooling", False), (MASKED, "vocab_size", 25), (MASKED, "layer_scale_init_value", 0.0),
+    (MASKED, "image_size", 40), (MASKED, "image_size", 0), (MASKED, "patch_size", 16), (MASKED, "hidden_size", 16),
+    (MASKED, "num_attention_heads", 8), (MASKED, "model_type", "vit"), (MASKED, "use_mask_token", 3),
+    (CLASSIFIER, "use_mean_pooling", False), (CLASSIFIER, "use_relative_position_bias", False),
+    (CLASSIFIER, "layer_scale_init_value", -1), (CLASSIFIER, "num_hidden_layers", 3), (CLASSIFIER, "hidden_act", "relu"),
+    (f"{MASKED}-positions", "image_size", 40), (f"{CLASSIFIER}-bare", "layer_scale_init_value", 0.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "field", "value"), CONTRADICTIONS)
+def test_config_json_that_contradicts_the_tensors(name, field, value, folders, tmp_path):
+    for path in folders[name][1].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | {field: value}))
+    assert field in refusal(lambda: open_weights(tmp_path))
+
+
+def test_a_model_with_two_norms_is_no_published_one(tmp_path):
+    beit(MASKED, use_mean_pooling=False).save_pretrained(tmp_path)
+    assert "use_mean_pooling true" in refusal(lambda: open_weights(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objective": "simmim"}, "objective 'simmim'"),
+        ({"model.norm_after_pool": False}, "a mean of normed tokens"),
+        ({"model.classifier": "map"}, "classifier 'map'"),
+        ({"model.positions": "sincos2d", "model.train_positions": False}, "a formula"),
+        ({"pp.crop": (32, 64)}, "not square"),
+    ],
+)
+def test_models_that_no_folder_holds(changes, words, folders, tmp_path):
+    weights, _ = open_weights(folders[CLASSIFIER][1])
+    config = configuration.default_fields()
+    config.update(configuration.plain(weights.config))
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    said = refusal(lambda: write(weights._replace(config=configuration.plain(config)), tmp_path / "out", "hf"))
+    assert words in said
+    assert "write --to beit" in said
+    assert not (tmp_path / "out").exists()

@@ -112,15 +112,17 @@ def _blocks(theirs: str, ours: str, model: Config) -> list[Rule]:
 def describe(archive: Archive, given: Told, file_name: str) -> Description:
     """What names and shapes tell, and where they do not, `given` and the usual settings of the source."""
     tensors = archive.tensors
-    simmim, beit = "decoder.0.weight" in tensors, "lm_head.weight" in tensors
+    simmim = "decoder.0.weight" in tensors
+    objective = "simmim" if simmim else "beit" if "lm_head.weight" in tensors else "classify"
     pre = "encoder." if simmim else ""
     width, channels, *patch = shape_of(tensors, f"{pre}patch_embed.proj.weight", 4)
     shared, own = f"{pre}rel_pos_bias.{TABLE}", f"{pre}blocks.0.attn.{TABLE}"
     table = next((name for name in (shared, own) if name in tensors), None)
     rows, heads = shape_of(tensors, table, 2) if table else (None, heads_of(width, given))
     grid = _grid(rows, given, patch)
-    pooled, classes = "fc_norm.weight" in tensors, None
-    if "head.weight" in tensors:
+    # Heads of two kinds are none of either: to_ours then names what is left over.
+    pooled, classes = objective == "classify" and "fc_norm.weight" in tensors, None
+    if objective == "classify" and "head.weight" in tensors:
         classes = shape_of(tensors, "head.weight", 2)[0]
     model: dict[str, Any] = {
         "model_name": file_name,
@@ -143,10 +145,9 @@ def describe(archive: Archive, given: Told, file_name: str) -> Description:
         "norm_eps": 1e-6,
         "init": "beit",
     }
-    fields: dict[str, Any] = {"model": model, "pp": _preprocessing(archive, channels, patch, grid, simmim)}
-    if simmim:
-        fields["objective"] = "simmim"
-    if beit:
+    pp = _preprocessing(archive, channels, patch, grid, simmim)
+    fields: dict[str, Any] = {"model": model, "pp": pp, "objective": objective}
+    if objective == "beit":
         fields = with_codes(fields, shape_of(tensors, "lm_head.weight", 2)[0])
     return Description("simmim" if simmim else "beit", fields, classes)
 

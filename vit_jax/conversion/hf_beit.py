@@ -89,7 +89,8 @@ def describe(archive: Archive, given: Told, file_name: str) -> Description:
     if (kind := told.word("model_type", "beit")) != "beit":
         raise UserError(f"Expected model_type beit in {told.place}, as its tensors are named, got {kind}: correct it.")
     model, channels, size = body(tensors, told)
-    masked, pooled = "lm_head.weight" in tensors, "pooler.layernorm.weight" in tensors
+    masked = "lm_head.weight" in tensors
+    pooled = not masked and "pooler.layernorm.weight" in tensors
     found = next((kind for kind, name in TABLES.items() if name.format(i=0) in tensors), "none")
     there = {
         "use_shared_relative_position_bias": found == "shared",
@@ -123,6 +124,7 @@ def describe(archive: Archive, given: Told, file_name: str) -> Description:
         codes = shape_of(tensors, "lm_head.weight", 2)[0]
         told.agree("vocab_size", codes)
         fields = with_codes(fields, codes)
+        return Description("hf", fields, None)
     return Description("hf", fields, *classes_of(tensors, told))
 
 
