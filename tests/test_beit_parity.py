@@ -10,6 +10,7 @@ from tests import tolerances
 from tests.beit_twins import KINDS, beit, hidden_patches, pixels, torch, transformers
 from tests.torch_twins import relative
 from vit_jax import configuration
+from vit_jax.conversion.catalogue import BEIT
 from vit_jax.methods import method_of
 from vit_jax.methods.building import assemble, build
 from vit_jax.models.registry import count_params
@@ -101,15 +102,27 @@ COUNTS = {"b16": (91_965_776, 86_530_984), "l16": (311_534_016, 304_430_568)}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 
 
+def count(name, classes=None, size=224):
+    """Parameters by the recipe: of pre-training, or fine-tuned to so many classes."""
+    config = configuration.load(f"beit.py:{name}")
+    if classes:
+        configuration.choose(config, "classify")
+        config.model.update({"relative_positions": "block", "norm_after_pool": True})
+    config.pp.crop = size
+    return count_params(nnx.state(jax.eval_shape(lambda: build(config, classes)), nnx.Param))
+
+
+def test_sizes_in_the_catalogue():
+    for name, (place, megabytes, holds, _) in BEIT.items():
+        classes = None if "codes" in holds else 21_841 if "22k" in holds else 1000
+        size = int(place.split("-")[2])
+        assert megabytes == round(4 * count(name[:3], classes, size) / 2**20), name
+
+
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_the_published_count(name):
     """Of the recipe and, made of shapes alone, of transformers' models."""
-    config = configuration.load(f"beit.py:{name}")
-    counts = [count_params(nnx.state(jax.eval_shape(lambda: build(config, None)), nnx.Param))]
-    configuration.choose(config, "classify")
-    config.model.update({"relative_positions": "block", "norm_after_pool": True})
-    counts.append(count_params(nnx.state(jax.eval_shape(lambda: build(config, 1000)), nnx.Param)))
-    assert tuple(counts) == COUNTS[name]
+    assert (count(name), count(name, 1000)) == COUNTS[name]
     sizes = LARGE if name == "l16" else {}
     with torch.device("meta"):
         theirs = [
