@@ -14,8 +14,9 @@ from tests.beit_twins import KINDS, beit, hidden_patches, pixels, relative_index
 from tests.torch_twins import relative
 from vit_jax import UserError, configuration, train
 from vit_jax.commands.cli import main
-from vit_jax.conversion.convert import write
+from vit_jax.conversion.convert import param_shapes, write
 from vit_jax.ops.positions import resample_relative
+from vit_jax.training.transfer import transfer
 from vit_jax.weights import open_weights
 
 image_processing_pil_beit = pytest.importorskip("transformers.models.beit.image_processing_pil_beit")
@@ -111,6 +112,17 @@ def test_pixel_statistics_are_given_by_hand(published):
     for wrong in ({"mean": (0.5, 0.5)}, {"std": (0.0,)}, {"mean": "grey"}, {"std": (float("nan"),)}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             vit_jax.load(published[MASKED][1], **wrong)
+
+
+def test_pixel_statistics_are_given_to_commands(published, tmp_path, capsys):
+    given = ["convert", str(published[MASKED][1]), str(tmp_path / "out"), "--to", "hf", "--mean"]
+    for wrong, said in (("0.1,0.2", "Expected mean"), ("grey", "argument --mean"), ("()", "argument --mean")):
+        assert main([*given, wrong]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
+    assert main([*given, "0.1,0.2,0.3", "--std", "0.25"]) == 0
+    pp = open_weights(tmp_path / "out")[0].config["pp"]
+    assert (pp["mean"], pp["std"]) == ((0.1, 0.2, 0.3), (0.25,) * 3)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -247,23 +259,35 @@ def test_commands_take_a_fine_tuned_file(published, pictures, capsys):
     assert said["probabilities"][f"class {best}"] == pytest.approx(expected[best], rel=1e-4)
 
 
-@pytest.mark.parametrize("size", [32, 48])
-def test_fine_tuning_begins_with_the_shared_table_in_every_block(size, published, small, tmp_path):
-    """From the file to a checkpoint, at a learning rate of 0; at another size the table is spread as BEiT's loader does."""
+def test_fine_tuning_at_another_size_begins_with_the_shared_table_in_every_block(published, small, tmp_path):
+    """From the file to a checkpoint, at a learning rate of 0; the table is spread as BEiT's loader does it."""
     _, file, tensors = published[MASKED]
     config = small("finetune", init_from=str(file), total_steps=1, warmup_steps=0, base_lr=0.0, checkpoint_every=1)
-    config.model.relative_positions, config.pp.crop, config.batch = "block", size, 8
+    config.model.relative_positions, config.pp.crop, config.batch = "block", 48, 8
     train.run(config, tmp_path / "run", typed=frozenset({"pp.crop"}))
     moved = vit_jax.load(tmp_path / "run")
-    assert (moved.config["pp"]["crop"], tuple(moved.config["pp"]["mean"])) == (size, (0.5,))
-    table = tensors["rel_pos_bias.relative_position_bias_table"].numpy()
-    side = size // 8
-    expected = resample_relative(table, (4, 4), (side, side))
-    assert expected.shape == ((2 * side - 1) ** 2 + 3, 4)
+    assert (moved.config["pp"]["crop"], tuple(moved.config["pp"]["mean"])) == (48, (0.5,))
+    table = resample_relative(tensors["rel_pos_bias.relative_position_bias_table"].numpy(), (4, 4), (6, 6))
+    assert table.shape == (11 * 11 + 3, 4)
     blocks = moved.model.transformer.blocks
-    np.testing.assert_array_equal(blocks.attention.relative_positions[...], np.stack([expected, expected]))
+    np.testing.assert_array_equal(blocks.attention.relative_positions[...], np.stack([table, table]))
     np.testing.assert_array_equal(blocks.scale1[...][1], tensors["blocks.1.gamma_1"])
     np.testing.assert_array_equal(moved.model.norm.scale[...], np.ones(32))  # fc_norm starts fresh
+
+
+def test_fine_tuning_takes_the_shared_table_itself(published):
+    weights, _ = open_weights(published[MASKED][1])
+    config = configuration.default_fields()
+    config.update(configuration.plain({key: weights.config[key] for key in ("model", "pp")}))
+    config.model.update({"relative_positions": "block", "norm_after_pool": True})
+    shapes = param_shapes(config, 5)
+    moved = transfer(weights.params, weights.config, shapes, config)
+    table = published[MASKED][2]["rel_pos_bias.relative_position_bias_table"].numpy()
+    np.testing.assert_array_equal(
+        moved.params["transformer/blocks/attention/relative_positions"], np.stack([table, table])
+    )
+    assert sorted(moved.fresh) == ["head_out/bias", "head_out/kernel", "norm/bias", "norm/scale"]
+    assert moved.unused == ["encoder/norm/bias", "encoder/norm/scale", "mask_token", "predict/bias", "predict/kernel"]
 
 
 def test_a_classifier_at_another_size(published):
@@ -311,6 +335,14 @@ def test_a_file_that_does_not_match(kind, published, tmp_path):
     torch.save({"model": tensors}, tmp_path / "x.pth")
     said = refusal(lambda: open_weights(tmp_path / "x.pth"))
     assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_tensor_of_a_file_is_needed(name, published, tmp_path):
+    whole = published[name][2]
+    for gone in [key for key in whole if not key.startswith("blocks.0")]:  # which are as block 1's
+        torch.save({"model": {key: tensor for key, tensor in whole.items() if key != gone}}, tmp_path / "x.pth")
+        refusal(lambda: open_weights(tmp_path / "x.pth"))
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])

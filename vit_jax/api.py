@@ -138,8 +138,8 @@ def load(
     """What a run of this library left in a workdir, or anyone's published weights.
 
     Args:
-      path: a workdir; or Google's .npz, MAE's, DeiT's and timm's .pth and .safetensors, a Hugging Face folder; local,
-        a name that `vit-jax models` lists ("deit/ti16"), `https://...`, `gs://...` or `hf:owner/name`.
+      path: a workdir; or Google's .npz, MAE's, DeiT's, BEiT's and timm's .pth and .safetensors, a Hugging Face folder;
+        local, a name that `vit-jax models` lists ("deit/ti16"), `https://...`, `gs://...` or `hf:owner/name`.
       step: of a workdir, an earlier step that is still there.
       averaged: of a workdir, use the moving average of the parameters where the run kept one.
       num_classes: another number of classes than the file has: a new head of zeros, which `notes` says.
