@@ -14,7 +14,8 @@ from tests.beit_twins import KINDS, beit, hidden_patches, pixels, relative_index
 from tests.torch_twins import relative
 from vit_jax import UserError, configuration, train
 from vit_jax.commands.cli import main
-from vit_jax.conversion.convert import param_shapes, write
+from vit_jax.commands.convert import write_native
+from vit_jax.conversion.convert import Weights, param_shapes, write
 from vit_jax.ops.positions import resample_relative
 from vit_jax.training.transfer import transfer
 from vit_jax.weights import open_weights
@@ -246,6 +247,22 @@ def test_commands_take_a_pre_trained_file(published, pictures, tmp_path, capsys)
     assert [layer.shape for layer in api] == [(4, 4, 4, 32)] * 2
 
 
+def test_reconstruct_asks_for_the_tokenizer_that_no_file_names(published, pictures, tmp_path, capsys):
+    config = configuration.plain(configuration.load("tokenizer.py:dalle"))
+    config["tokenizer"] |= {"vocab_size": 24, "blocks_per_group": 1, "encoder_width": 4, "decoder_width": 4}
+    config["pp"]["crop"], rng = 32, np.random.default_rng(0)
+    shapes = param_shapes(config, None)
+    params = {path: rng.standard_normal(shape).astype(np.float32) for path, shape in shapes.items()}
+    write_native(Weights(params, config, None, None, "native"), str(tmp_path / "codes"))
+    given = ["reconstruct", str(published[MASKED][1]), str(pictures / "test" / "dark" / "0.png"), "--out"]
+    assert main([*given, str(tmp_path / "x.png")]) == 2
+    assert "Expected the weights of a tokenizer, got none" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+    assert main([*given, str(tmp_path / "x.png"), "--tokenizer", str(tmp_path / "codes")]) == 0
+    assert "codes of hidden patches right" in capsys.readouterr().out
+    assert Image.open(tmp_path / "x.png").size > (100, 50)
+
+
 def test_commands_take_a_fine_tuned_file(published, pictures, capsys):
     model, file, _ = published[CLASSIFIER]
     picture = str(pictures / "test" / "light" / "0.png")
@@ -339,8 +356,13 @@ def test_a_file_that_does_not_match(kind, published, tmp_path):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_tensor_of_a_file_is_needed(name, published, tmp_path):
-    whole = published[name][2]
-    for gone in [key for key in whole if not key.startswith("blocks.0")]:  # which are as block 1's
+    """Of those of a block, such as only BEiT has."""
+    whole, own = published[name][2], ("q_bias", "v_bias", "bias_table", "gamma_1", "gamma_2")
+    needed = [
+        key for key in whole if not key.startswith("blocks") or (key.startswith("blocks.1") and key.endswith(own))
+    ]
+    assert len(needed) > 10
+    for gone in needed:
         torch.save({"model": {key: tensor for key, tensor in whole.items() if key != gone}}, tmp_path / "x.pth")
         refusal(lambda: open_weights(tmp_path / "x.pth"))
 

@@ -144,7 +144,9 @@ def refit(
     classes = weights.num_classes
     if num_classes is not None and num_classes != classes:
         if config["objective"] != "classify":
-            named = {"mae": "masked autoencoder"}.get(config["objective"], config["objective"])
+            named = {"mae": "masked autoencoder"}.get(
+                config["objective"], f"model of objective {config['objective']!r}"
+            )
             raise UserError(f"Expected a classifier to give num_classes to, got a {named}: fine-tune it first.")
         classes = num_classes
         for path, shape in param_shapes(config, classes).items():

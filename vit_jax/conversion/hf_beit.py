@@ -98,7 +98,9 @@ def describe(archive: Archive, given: Told, file_name: str) -> Description:
         "use_absolute_position_embeddings": "embeddings.position_embeddings" in tensors,
         "use_mean_pooling": masked or pooled,
     }
-    for name, value in (there | ({"use_mask_token": "embeddings.mask_token" in tensors} if masked else {})).items():
+    if masked:
+        there["use_mask_token"] = "embeddings.mask_token" in tensors
+    for name, value in there.items():
         told.agree(name, value)
     scale = told.number("layer_scale_init_value", 0.1, least=0.0, most=1000.0)
     if bool(scale) != ("encoder.layer.0.lambda_1" in tensors):
@@ -120,12 +122,11 @@ def describe(archive: Archive, given: Told, file_name: str) -> Description:
     _check_grid(tensors, told, model, size)
     pp = huggingface.preprocessing(archive, size, channels, ((0.5,), (0.5,)), "bicubic")
     fields: dict[str, Any] = {"model": model, "pp": pp}
-    if masked:
-        codes = shape_of(tensors, "lm_head.weight", 2)[0]
-        told.agree("vocab_size", codes)
-        fields = with_codes(fields, codes)
-        return Description("hf", fields, None)
-    return Description("hf", fields, *classes_of(tensors, told))
+    if not masked:
+        return Description("hf", fields, *classes_of(tensors, told))
+    codes = shape_of(tensors, "lm_head.weight", 2)[0]
+    told.agree("vocab_size", codes)
+    return Description("hf", with_codes(fields, codes), None)
 
 
 def _check_grid(tensors: Mapping[str, Tensor], told: Told, model: Mapping[str, Any], size: tuple[int, int]) -> None:
