@@ -138,15 +138,15 @@ def load(
     """What a run of this library left in a workdir, or anyone's published weights.
 
     Args:
-      path: a workdir; or Google's .npz, MAE's, DeiT's and timm's .pth and .safetensors, a Hugging Face folder; local,
-        a name that `vit-jax models` lists ("deit/ti16"), `https://...`, `gs://...` or `hf:owner/name`.
+      path: a workdir; or Google's .npz, MAE's, DeiT's, BEiT's and timm's .pth and .safetensors, a Hugging Face folder;
+        local, a name that `vit-jax models` lists ("deit/ti16"), `https://...`, `gs://...` or `hf:owner/name`.
       step: of a workdir, an earlier step that is still there.
       averaged: of a workdir, use the moving average of the parameters where the run kept one.
       num_classes: another number of classes than the file has: a new head of zeros, which `notes` says.
       image_size: another picture size than the file has: positions are resampled as the source's own code does it.
       given: what a file cannot show: num_heads, decoder_num_heads, stored_size (pixels of its training, where they were
-        not square), normalised_target (of a MAE with decoder); any_numbers=True takes complex and whole numbers, and such
-        as are not finite.
+        not square), normalised_target (of a MAE with decoder), mean and std of its pixels; any_numbers=True takes complex
+        and whole numbers, and such as are not finite.
 
     Raises:
       UserError: no checkpoint there, an unknown format, a damaged file, or tensors that do not match, all of them listed.

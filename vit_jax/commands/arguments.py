@@ -31,6 +31,15 @@ def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
     return read
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Type of an argument: numbers with commas between them."""
+    value = _literal(text)
+    value = value if isinstance(value, tuple) else (value,)
+    if not value or not all(type(part) in (int, float) for part in value):
+        raise argparse.ArgumentTypeError(f"expected numbers such as 0.5 or 0.485,0.456,0.406, got {text!r}")
+    return value
+
+
 def filled(text: str) -> str:
     """Type of an argument: text that is not empty (a path, a name)."""
     if not text or "\0" in text:

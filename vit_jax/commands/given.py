@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vit_jax.commands.arguments import whole
+from vit_jax.commands.arguments import numbers, whole
 
-FIELDS = ("num_heads", "decoder_num_heads", "any_numbers")
+FIELDS = ("num_heads", "decoder_num_heads", "mean", "std", "any_numbers")
 
 
 def add_given(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,10 @@ def add_given(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--decoder_num_heads", type=whole(1, 1024), help="of a masked autoencoder's decoder (default 16)"
     )
+    for name in ("mean", "std"):
+        group.add_argument(
+            f"--{name}", type=numbers, help="of pixels / 255 that it was trained with: 0.485,0.456,0.406"
+        )
     group.add_argument(
         "--any_numbers", action="store_true", default=None, help="take complex, whole and non-finite numbers too"
     )

@@ -1,7 +1,8 @@
 """BEiT's names for ViTs, which SimMIM's and timm's `beit_*` have, too: `blocks.{i}.attn.q_bias`, relative positions.
 
 Sources: microsoft/unilm beit/modeling_pretrain.py and modeling_finetune.py, microsoft/SimMIM models/vision_transformer.py,
-timm's beit.py. All have the exact GELU and LayerNorm eps 1e-6. SimMIM writes its pre-trained encoder under `encoder.`.
+timm's beit.py. All have the exact GELU and LayerNorm eps 1e-6. SimMIM writes its pre-trained encoder under `encoder.`, BEiT
+writes its own bare, with a mask token and a head for codes, `lm_head`. No file says which tokenizer the codes are of.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ from einops import rearrange
 from vit_jax.contracts import Config, UserError
 from vit_jax.conversion.describe import IMAGENET, Description, blocks_of, heads_of, shape_of, views
 from vit_jax.conversion.files import Archive
-from vit_jax.conversion.rules import BATCHED, SAME, Fixed, Layout, Rule, linear, norm, torch_patches, transposed
+from vit_jax.conversion.rules import BATCHED, BIASES, SAME, Fixed, Layout, Rule, linear, norm, torch_patches, transposed
 from vit_jax.conversion.timm import renamed
 from vit_jax.conversion.told import Told
 from vit_jax.methods import method_of
 from vit_jax.models.registry import vit_config
 
-QV_BIAS = Layout(
-    lambda a: [part.reshape(-1) for part in a], lambda t, shape: np.stack([part.reshape(shape[1:]) for part in t])
-)
 TABLE = "relative_position_bias_table"
+CODE = 8  # pixels a side of a code of the published tokenizer
 
 
 def pixel_shuffle(size: tuple[int, int]) -> Layout:
@@ -52,12 +51,9 @@ def claims(names: Mapping[str, Any]) -> bool:
 
 def normalised(archive: Archive) -> Archive:
     """Without the index of relative positions, which is a formula, and wrappers of data parallelism."""
-    names = {
-        name.removeprefix("module."): name
-        for name in archive.tensors
-        if not name.endswith(("relative_position_index", "attn.k_bias"))
-    }
-    return archive._replace(tensors=renamed(archive.tensors, names))
+    formulas = ("relative_position_index", "attn.k_bias")
+    kept = {name: archive.tensors[name] for name in archive.tensors if not name.endswith(formulas)}
+    return archive._replace(tensors=renamed(kept, {name.removeprefix("module."): name for name in kept}))
 
 
 def rules(config: Config, num_classes: int | None) -> list[Rule | Fixed]:
@@ -83,9 +79,14 @@ def rules(config: Config, num_classes: int | None) -> list[Rule | Fixed]:
         table.append(Rule((f"{pre}pos_embed",), f"{our}positions", BATCHED))
     if config["objective"] == "simmim":
         layout = pixel_shuffle(cfg.patch_size)
-        own = {"mask_token": (f"{pre}mask_token", BATCHED), "predict/kernel": ("decoder.0.weight", layout)}
-        own["predict/bias"] = ("decoder.0.bias", layout)
-        table += [Rule((theirs,), ours, how) for ours, (theirs, how) in own.items()]
+        table += [
+            Rule(("decoder.0.weight",), "predict/kernel", layout),
+            Rule(("decoder.0.bias",), "predict/bias", layout),
+        ]
+    if config["objective"] == "beit":
+        table += linear("lm_head", "predict")
+    if config["objective"] in ("simmim", "beit"):
+        table.append(Rule((f"{pre}mask_token",), "mask_token", BATCHED))
     if num_classes:
         table += linear("head", "head_out")
     return table
@@ -95,7 +96,7 @@ def _blocks(theirs: str, ours: str, model: Config) -> list[Rule]:
     rows = [
         *norm(f"{theirs}.norm1", f"{ours}/norm1"),
         Rule((f"{theirs}.attn.qkv.weight",), f"{ours}/attention/qkv/kernel", transposed()),
-        Rule((f"{theirs}.attn.q_bias", f"{theirs}.attn.v_bias"), f"{ours}/attention/qv_bias", QV_BIAS),
+        Rule((f"{theirs}.attn.q_bias", f"{theirs}.attn.v_bias"), f"{ours}/attention/qv_bias", BIASES),
         *linear(f"{theirs}.attn.proj", f"{ours}/attention/out", inputs=2),
         *norm(f"{theirs}.norm2", f"{ours}/norm2"),
         *linear(f"{theirs}.mlp.fc1", f"{ours}/mlp/fc1"),
@@ -112,19 +113,16 @@ def describe(archive: Archive, given: Told, file_name: str) -> Description:
     """What names and shapes tell, and where they do not, `given` and the usual settings of the source."""
     tensors = archive.tensors
     simmim = "decoder.0.weight" in tensors
+    objective = "simmim" if simmim else "beit" if "lm_head.weight" in tensors else "classify"
     pre = "encoder." if simmim else ""
-    if "lm_head.weight" in tensors:
-        raise UserError(
-            "Expected a classifier or an encoder of BEiT, this file is its masked image model, which is not read yet: give a "
-            "fine-tuned file."
-        )
     width, channels, *patch = shape_of(tensors, f"{pre}patch_embed.proj.weight", 4)
     shared, own = f"{pre}rel_pos_bias.{TABLE}", f"{pre}blocks.0.attn.{TABLE}"
     table = next((name for name in (shared, own) if name in tensors), None)
     rows, heads = shape_of(tensors, table, 2) if table else (None, heads_of(width, given))
     grid = _grid(rows, given, patch)
-    pooled, classes = "fc_norm.weight" in tensors, None
-    if "head.weight" in tensors:
+    # Heads of two kinds are none of either: to_ours then names what is left over.
+    pooled, classes = objective == "classify" and "fc_norm.weight" in tensors, None
+    if objective == "classify" and "head.weight" in tensors:
         classes = shape_of(tensors, "head.weight", 2)[0]
     model: dict[str, Any] = {
         "model_name": file_name,
@@ -134,7 +132,8 @@ def describe(archive: Archive, given: Told, file_name: str) -> Description:
             "num_layers": blocks_of(tensors, f"{pre}blocks"),
             "num_heads": heads,
             "mlp_dim": shape_of(tensors, f"{pre}blocks.0.mlp.fc1.weight", 2)[0],
-            "layer_scale": 0.1 if f"{pre}blocks.0.gamma_1" in tensors else 0.0,
+            # Its beginning; what was learned is in the tensors. BEiT's large models have the smaller one.
+            "layer_scale": (0.1 if width < 1024 else 1e-5) if f"{pre}blocks.0.gamma_1" in tensors else 0.0,
         },
         "classifier": "gap" if pooled or simmim or not classes else "token",
         "cls_token": True,
@@ -146,10 +145,18 @@ def describe(archive: Archive, given: Told, file_name: str) -> Description:
         "norm_eps": 1e-6,
         "init": "beit",
     }
-    fields: dict[str, Any] = {"model": model, "pp": _preprocessing(archive, channels, patch, grid, simmim)}
-    if simmim:
-        fields["objective"] = "simmim"
+    pp = _preprocessing(archive, channels, patch, grid, simmim)
+    fields: dict[str, Any] = {"model": model, "pp": pp, "objective": objective}
+    if objective == "beit":
+        fields = with_codes(fields, shape_of(tensors, "lm_head.weight", 2)[0])
     return Description("simmim" if simmim else "beit", fields, classes)
+
+
+def with_codes(fields: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """`fields` of a file that tells codes of hidden patches, as BEiT pre-trains: of a second view, a code for each patch."""
+    side = fields["model"]["patches"]["size"][0]
+    pp = fields["pp"] | {"second_share": CODE / side}
+    return fields | {"objective": "beit", "beit": {"vocab_size": vocab_size}, "pp": pp}
 
 
 def _grid(rows: int | None, given: Told, patch: list[int]) -> tuple[int, int]:

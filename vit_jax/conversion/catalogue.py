@@ -1,8 +1,9 @@
 """Published files that can be read: where they lie, how large they are, under which licence, and what they reach.
 
 Sources: README of google-research/vision_transformer (AugReg's recommended files, its re-runs), FINETUNE.md and README of
-facebookresearch/mae, README_deit.md and README_revenge.md of facebookresearch/deit, the model cards of the hub. Sizes:
-four bytes a parameter.
+facebookresearch/mae, README_deit.md and README_revenge.md of facebookresearch/deit, README of microsoft/unilm beit, the model
+cards of the hub. Sizes: four bytes a parameter. BEiT's own server wants signed addresses: the hub's copies of the same files
+are named. SimMIM's (vit_base__800ep) lie on Google Drive, which only a browser fetches: give `vit_jax.load` their path.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 
 from vit_jax.contracts import UserError
 
+DALLE = "https://cdn.openai.com/dall-e"
 GOOGLE, MAE, DEIT = "gs://vit_models", "https://dl.fbaipublicfiles.com/mae", "https://dl.fbaipublicfiles.com/deit"
 
 
@@ -44,6 +46,20 @@ AUGREG = {
     "R_Ti_16": ("aug_none-wd_0.03-do_0.0-sd_0.0", "lr_0.03", 40, 24, 75.40),
     "R26_S_32": ("aug_light1-wd_0.1-do_0.0-sd_0.0", "lr_0.01", 170, 139, 83.85),
     "R50_L_32": ("aug_medium1-wd_0.1-do_0.1-sd_0.1", "lr_0.01", 1337, 1255, 85.99),
+}
+
+
+# name: (the hub's, MiB, what it holds, top-1). Codes are those of DALL-E's tokenizer; 22k heads have 21,841 classes.
+BEIT = {
+    "b16_pt22k": ("base-patch16-224-pt22k", 351, "codes of hidden patches, 224", None),
+    "l16_pt22k": ("large-patch16-224-pt22k", 1188, "codes of hidden patches, 224", None),
+    "b16_ft22k": ("base-patch16-224-pt22k-ft22k", 391, "22k head, 224", None),
+    "l16_ft22k": ("large-patch16-224-pt22k-ft22k", 1243, "22k head, 224", None),
+    "b16": ("base-patch16-224", 330, "ImageNet-1k head, 224", 85.2),
+    "b16@384": ("base-patch16-384", 331, "ImageNet-1k head, 384", 86.8),
+    "l16": ("large-patch16-224", 1161, "ImageNet-1k head, 224", 87.4),
+    "l16@384": ("large-patch16-384", 1163, "ImageNet-1k head, 384", 88.4),
+    "l16@512": ("large-patch16-512", 1166, "ImageNet-1k head, 512", 88.6),
 }
 
 
@@ -140,6 +156,13 @@ PUBLISHED = (
     Published("hf/vit_b16_21k", "hf:google/vit-base-patch16-224-in21k", 330, "pooler, 224", "Apache-2.0"),
     Published("hf/mae_b16", "hf:facebook/vit-mae-base", 426, "decoder too", "Apache-2.0"),
     Published("hf/deit_b16", "hf:facebook/deit-base-patch16-224", 330, "ImageNet-1k head, 224", "Apache-2.0", 81.8),
+    *(
+        Published(f"beit/{name}", f"hf:microsoft/beit-{place}", megabytes, holds, "Apache-2.0", top1)
+        for name, (place, megabytes, holds, top1) in BEIT.items()
+    ),
+    Published("tokenizer/dalle_encoder", f"{DALLE}/encoder.pkl", 205, "8,192 codes of 8 x 8 pixels", "modified MIT"),
+    Published("tokenizer/dalle_decoder", f"{DALLE}/decoder.pkl", 167, "useful beside encoder.pkl", "modified MIT"),
+    Published("tokenizer/flava", "hf:facebook/flava-image-codebook", 205, "the same encoder's codes", "BSD-3-Clause"),
 )
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.contracts import Config, UserError, first_line
-from vit_jax.conversion import beit, dalle, google, huggingface, timm
+from vit_jax.conversion import beit, dalle, google, hf_beit, huggingface, timm
 from vit_jax.conversion.fetching import fetch
 from vit_jax.conversion.files import open_archive, write_tensors
 from vit_jax.conversion.rules import Fixed, Rule, Shape, to_ours, to_theirs
-from vit_jax.conversion.told import Told
+from vit_jax.conversion.told import SMALLEST_STD, Told
 from vit_jax.methods import method_of
 from vit_jax.methods.building import build
 from vit_jax.models.dvae import dvae_config
@@ -26,9 +26,9 @@ from vit_jax.ops.paths import flat_params
 from vit_jax.ops.positions import Resampling, regridded
 
 # Asked in this order whether a file is theirs.
-SOURCES: tuple[ModuleType, ...] = (google, beit, timm, huggingface, dalle)
+SOURCES: tuple[ModuleType, ...] = (google, beit, timm, hf_beit, huggingface, dalle)
 FORMATS = ("google", "timm", "mae", "beit", "hf")
-GIVEN = ("num_heads", "decoder_num_heads", "stored_size", "normalised_target", "any_numbers")
+GIVEN = ("num_heads", "decoder_num_heads", "stored_size", "normalised_target", "mean", "std", "any_numbers")
 # Buffers that some versions wrote and that hold no weights.
 IGNORED = ("embeddings.position_ids",)
 
@@ -56,8 +56,9 @@ def read(path: str | Path, completed: Callable[[Any], dict[str, Any]], **given: 
       path: .npz, .safetensors, .pth, or a Hugging Face folder; local, a name of `vit-jax models`, `https://`, `gs://` or
         `hf:owner/name`.
       completed: fills up what the file tells to a whole configuration (configuration.completed).
-      given: what cannot be seen from a file (num_heads, decoder_num_heads, stored_size, normalised_target), and
-        any_numbers=True to take complex and whole numbers, and such as are not finite.
+      given: what cannot be seen from a file (num_heads, decoder_num_heads, stored_size, normalised_target, and mean and std
+        of the pixels, one number or one a channel), and any_numbers=True to take complex and whole numbers, and such as are
+        not finite.
 
     Raises:
       UserError: an unknown format, a damaged file, or tensors that do not match, all of them listed.
@@ -80,7 +81,8 @@ def read(path: str | Path, completed: Callable[[Any], dict[str, Any]], **given: 
         archive = source.normalised(archive)
         told = source.describe(archive, by_hand, local.stem)
         # The same numbers as at home: computed in float32, whatever training here defaults to.
-        config = completed(told.fields | {"compute_dtype": "float32"})
+        pp = told.fields["pp"] | _statistics(told.fields["pp"], by_hand)
+        config = completed(told.fields | {"pp": pp, "compute_dtype": "float32"})
         shapes = param_shapes(config, told.num_classes)
         table = source.rules(config, told.num_classes, **_variant(told.source))
     except (LookupError, ValueError, TypeError, ArithmeticError) as error:  # sizes that no model has
@@ -89,6 +91,15 @@ def read(path: str | Path, completed: Callable[[Any], dict[str, Any]], **given: 
         raise UserError(f"Expected a whole model in {local}, it contradicts itself: {first_line(error)}") from error
     params = to_ours(archive.tensors, table, shapes, IGNORED, any_numbers)
     return Weights(params, config, told.num_classes, told.class_names, told.source)
+
+
+def _statistics(pp: Config, given: Told) -> dict[str, Any]:
+    """Mean and deviation of the pixels: given by hand, else what the source has."""
+    channels = pp["channels"]
+    return {
+        "mean": given.numbers("mean", pp["mean"], count=channels, least=-1000.0),
+        "std": given.numbers("std", pp["std"], count=channels, least=SMALLEST_STD),
+    }
 
 
 def _variant(source: str) -> dict[str, Any]:
@@ -133,7 +144,9 @@ def refit(
     classes = weights.num_classes
     if num_classes is not None and num_classes != classes:
         if config["objective"] != "classify":
-            named = {"mae": "masked autoencoder"}.get(config["objective"], config["objective"])
+            named = {"mae": "masked autoencoder"}.get(
+                config["objective"], f"model of objective {config['objective']!r}"
+            )
             raise UserError(f"Expected a classifier to give num_classes to, got a {named}: fine-tune it first.")
         classes = num_classes
         for path, shape in param_shapes(config, classes).items():
@@ -209,14 +222,11 @@ def rounded(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]
 
 def _write_folder(weights: Weights, path: Path, dtype: str) -> list[str]:
     config, classes = weights.config, weights.num_classes
-    settings = huggingface.settings_for(config, classes, weights.class_names) | {"dtype": dtype}
-    tensors = to_theirs(weights.params, huggingface.rules(config, classes))
-    prefix = {"vit": "vit.", "deit": "deit.", "vit_mae": "vit."}[settings["model_type"]]
-    if settings["architectures"][0].endswith("Model"):
-        prefix = ""
-    outside = ("classifier.", "cls_classifier.", "distillation_classifier.", "decoder.")
-    tensors = {name if name.startswith(outside) else prefix + name: tensor for name, tensor in tensors.items()}
+    source: ModuleType = huggingface if config["model"]["key_bias"] else hf_beit
+    settings = source.settings_for(config, classes, weights.class_names) | {"dtype": dtype}
+    tensors = to_theirs(weights.params, source.rules(config, classes))
+    tensors = {source.stored(name, settings): tensor for name, tensor in tensors.items()}
     write_tensors(path / "model.safetensors", rounded(tensors, dtype))
-    (path / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    (path / "preprocessor_config.json").write_text(json.dumps(huggingface.preprocessing_for(config), indent=2) + "\n")
+    for name, told in (("config", settings), ("preprocessor_config", source.preprocessing_for(config))):
+        (path / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n")
     return sorted(tensors)

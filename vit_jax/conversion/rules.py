@@ -81,8 +81,9 @@ TORCH_QKV = Layout(
     lambda a: [a[:, j].reshape(a.shape[0], -1).T for j in range(3)],
     lambda t, shape: np.stack([part.T.reshape(shape[0], *shape[2:]) for part in t], axis=1),
 )
-TORCH_QKV_BIAS = Layout(
-    lambda a: [a[j].reshape(-1) for j in range(3)], lambda t, shape: np.stack([part.reshape(shape[1:]) for part in t])
+# Biases of several such layers: of all three, or of query and value alone.
+BIASES = Layout(
+    lambda a: [part.reshape(-1) for part in a], lambda t, shape: np.stack([part.reshape(shape[1:]) for part in t])
 )
 
 

@@ -88,10 +88,13 @@ class Told(Mapping[str, Any]):
             raise self._wrong(name, "an object {...}")
         return Told(value or {}, f"{name} of {self.place}")
 
-    def agree(self, name: str, tensors: int) -> None:
-        """Refuse a size that is not that of the tensors."""
-        if self.told.get(name) is not None and self.whole(name, None, most=2**31) != tensors:
-            raise self._wrong(name, f"{tensors}, which the tensors have")
+    def agree(self, name: str, tensors: int | bool) -> None:
+        """Refuse a size, or a yes or no, that is not that of the tensors."""
+        if self.told.get(name) is None:
+            return
+        said = self.truth(name, False) if isinstance(tensors, bool) else self.whole(name, None, most=2**31)
+        if said != tensors:
+            raise self._wrong(name, f"{json.dumps(tensors)}, which the tensors have")
 
 
 NOTHING_TOLD = Told({}, "nothing")
