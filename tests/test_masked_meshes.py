@@ -7,10 +7,11 @@ import pytest
 from tests.networks import for_tiny_networks, networks_for
 from tests.test_sharding import MESHES, QUICK, assert_equal_steps, one_step
 from tests.test_training import busy
-from vit_jax import sharding
+from vit_jax import configuration, sharding
 from vit_jax.methods import method_of
 from vit_jax.methods.beit import hidden_blocks
 from vit_jax.ops.paths import flat_params
+from vit_jax.planning.hlo import KINDS
 
 
 def masked(small, method):
@@ -55,6 +56,21 @@ def test_eight_devices_equal_one(small, kept, method, sizes):
         assert bool(split) == (sizes[1] * sizes[2] > 1)
         shares = [leaves[path].addressable_shards[0].data.size / leaves[path].size for path in split]
         assert not split or min(shares) == 1 / (sizes[1] * sizes[2])
+
+
+def test_no_device_waits_for_others_to_hide_its_patches():
+    """Blocks are placed until they fit: over a split batch that is a question to all devices each round."""
+    mesh, config = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), configuration.load("beit.py:b16")
+    keys = jax.random.split(jax.random.key(0), 16)
+
+    def masks(keys):
+        with sharding.over(mesh):
+            return hidden_blocks(keys, config)
+
+    layout = sharding.batch_layout(mesh)
+    compiled = jax.jit(masks, in_shardings=layout, out_shardings=layout).lower(keys).compile()
+    assert not any(kind in compiled.as_text() for kind in KINDS)
+    np.testing.assert_array_equal(compiled(jax.device_put(keys, layout)), hidden_blocks(keys, config))
 
 
 def test_masks_of_one_batch_hide_different_numbers(small):
