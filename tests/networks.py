@@ -35,10 +35,10 @@ def for_tiny_networks(config):
     return config
 
 
-def with_second(batch, config):
+def with_second(batch, config, seed=1):
     """The same batch with a second view, of noise, where `config` asks for one."""
     size = derived.second_crop(config.pp)
     if size is None:
         return batch
     shape = (len(batch.image), *size, batch.image.shape[-1])
-    return batch._replace(second=np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8))
+    return batch._replace(second=np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vit_jax import UserError, configuration, sharding
+from tests.networks import TOKENIZER, for_tiny_networks
+from vit_jax import UserError, configuration, sharding, train
 from vit_jax.commands import cli
+from vit_jax.frozen import planned
 from vit_jax.planning import hlo
 from vit_jax.planning.chips import CHIPS, chip_of, slice_devices
 from vit_jax.planning.planner import make_plan, report, schedule
 from vit_jax.planning.search import as_flags, changed, make_it_fit, meshes, remedies, search
+from vit_jax.weights import open_weights
 
 SMALL = ["--set", "batch=16", "dataset=fake", "model.hidden_size=16", "model.transformer.num_layers=2",
          "model.transformer.num_heads=2", "model.transformer.mlp_dim=32"]  # fmt: skip
@@ -141,6 +144,24 @@ def test_local_plans_are_the_program_that_trains(small, stage, remat):
     rows = report(plan, config, 1000, None)
     assert "step_seconds" not in rows
     assert rows["schedule"] == {"steps": 6}
+
+
+def test_a_frozen_tokenizer_lies_there_and_is_counted(small, tmp_path, capsys):
+    """BEiT with one trained for a step: its parameters are arguments of the step and part of no state."""
+    made = small("pretrain,tokenizer", total_steps=1, warmup_steps=0)
+    made.tokenizer.update(TOKENIZER | {"encoder_width": 64})
+    train.run(made, tmp_path / "tokenizer")
+    count = sum(value.size for value in open_weights(tmp_path / "tokenizer")[0].params.values())
+    config = for_tiny_networks(small("pretrain,beit"))
+    config.beit.tokenizer = str(tmp_path / "tokenizer")
+    plan = make_plan(config, 10, jax.devices()[:1], planned(config))
+    assert plan.frozen == {"tokenizer": count}
+    expected = 4 * (3 * plan.parameters + count)
+    assert 4 * count > 100_000 > 20_000 > plan.memory.arguments - expected >= 0
+    capsys.readouterr()
+    given = ["--config=digits.py:pretrain,beit", f"--config.beit.tokenizer={tmp_path}/tokenizer", "--local", *SMALL]
+    assert cli.main(["plan", *given, "beit.vocab_size=16", "pp.channels=3"]) == 0
+    assert f"tokenizer (not trained)    {count:,}\n" in capsys.readouterr().out
 
 
 def test_schedules_in_chip_hours(tiny):
@@ -280,6 +301,18 @@ def test_a_step_that_does_not_fit_exits_1_and_names_what_does():
     assert not rows["fits"]
     assert rows["fits_with"] == "--config.remat=dots"
     assert "Ran out of memory" in rows["refusal"]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_beits_step_holds_dall_es_tokenizer_on_every_chip():
+    """Bytes by hand: parameters and Adam's two moments, the tokenizer, 128 pictures of 224 and of 112 pixels."""
+    status, rows, words = plan_in_a_process("--config=beit.py:b16", "--topology=v5e:4x4")
+    assert status == 0, words
+    assert rows["parameters"] == 91_965_776
+    assert rows["frozen_parameters"] == {"tokenizer": 53_786_240 + 43_829_766}
+    by_hand = 12 * 91_965_776 + 4 * 97_616_006 + 128 * 3 * (224**2 + 112**2)
+    assert by_hand <= rows["argument_bytes"] <= 1.01 * by_hand
 
 
 @needs_libtpu

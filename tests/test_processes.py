@@ -88,9 +88,9 @@ class Group:
         return self.logs[number].read_text(errors="replace")
 
 
-def training(workdir, **changes):
+def training(workdir, recipe="scratch", **changes):
     fields = [f"--config.{name}={value}" for name, value in (FIELDS | changes).items()]
-    return ["-m", "vit_jax.main", f"--workdir={workdir}", "--config=configs/digits.py:scratch", *fields]
+    return ["-m", "vit_jax.main", f"--workdir={workdir}", f"--config=configs/digits.py:{recipe}", *fields]
 
 
 def losses(workdir, kind="train"):

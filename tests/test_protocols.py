@@ -13,6 +13,7 @@ from vit_jax import UserError, configuration, sharding
 from vit_jax.contracts import Batch
 from vit_jax.methods import method_of
 from vit_jax.methods.building import build
+from vit_jax.methods.method import NO_NETWORKS
 from vit_jax.ops.paths import flat_params
 from vit_jax.training.optimizer import print_table, settings_table
 from vit_jax.training.schedules import make_schedule
@@ -37,11 +38,11 @@ def test_rates_and_decays_are_the_reviewed_ones(recipe, request):
     assert path.read_text() == table, f"look at the change, then: pytest {__file__} --refresh-reviewed"
 
 
-def small_program(config, classes):
-    """(program, state, one step) on one device."""
+def small_program(config, classes, networks=NO_NETWORKS):
+    """(program, state, mesh) on one device."""
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     schedule = make_schedule(config, config.total_steps, config.warmup_steps)
-    program = make_program(config, method_of(config).objective(config, classes), schedule, classes, mesh)
+    program = make_program(config, method_of(config).objective(config, classes), schedule, classes, mesh, networks)
     return program, program.init(np.int32(0)), mesh
 
 

@@ -10,11 +10,13 @@ import pytest
 from jax.sharding import AbstractMesh, NamedSharding
 
 from tests import tolerances
+from tests.networks import with_second
 from tests.test_training import busy, made_up_batch
 from vit_jax import configuration, sharding
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
 from vit_jax.methods import method_of
 from vit_jax.methods.building import build
+from vit_jax.methods.method import NO_NETWORKS
 from vit_jax.ops.paths import flat_params
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.step import make_program
@@ -30,25 +32,27 @@ class Step(NamedTuple):
     metrics: dict
     first: Any
     last: Any
+    frozen: tuple
 
 
-def one_step(config, sizes, given=None):
+def one_step(config, sizes, given=None, networks=NO_NETWORKS):
     """Report, gradients (by a step of plain SGD with rate 1) and test metrics of one step."""
     classes = 10 if method_of(config).labels else None
     config.update({"optim": "sgd", "momentum": 0.0, "base_lr": 1.0, "lr_scaling": None, "decay_type": "constant"})
     config.update({"weight_decay": 0.0, "grad_norm_clip": None, "ema": None, "optim_dtype": "float32"})
     mesh = sharding.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
     objective = method_of(config).objective(config, classes)
-    program = make_program(config, objective, make_schedule(config, 10, 0), classes, mesh)
+    program = make_program(config, objective, make_schedule(config, 10, 0), classes, mesh, networks)
     # The first state is the seed's on any mesh; taking it over saves compiling its creation again.
     state = program.init(np.int32(0)) if given is None else jax.device_put(given, program.layout)
     first = jax.device_get(state)
     before = {path: np.asarray(leaf) for path, leaf in flat_params(state.params).items()}
-    judge = make_eval_step(objective, program.graph, program.layout.params, mesh)
-    metrics = evaluate(judge, state.params, [made_up_batch(seed=5, padded=3)], mesh)
-    state, report = program.step(state, sharding.put(made_up_batch(seed=1, padded=2), mesh), np.int32(0))
+    judge = make_eval_step(objective, program.graph, program.layout.params, mesh, networks, program.frozen)
+    metrics = evaluate(judge, state.params, [with_second(made_up_batch(seed=5, padded=3), config)], mesh)
+    batch = with_second(made_up_batch(seed=1, padded=2), config)
+    state, report = program.step(state, sharding.put(batch, mesh), np.int32(0), *program.frozen)
     gradients = {path: before[path] - np.asarray(leaf) for path, leaf in flat_params(state.params).items()}
-    return Step(jax.device_get(report), gradients, metrics, first, state)
+    return Step(jax.device_get(report), gradients, metrics, first, state, program.frozen)
 
 
 def assert_equal_steps(one, other):

@@ -291,10 +291,10 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def start(workdir, *more):
+def start(workdir, *more, settings=SETTINGS):
     environment = {**os.environ, "XLA_FLAGS": ""}
     return subprocess.Popen(
-        [sys.executable, "-m", "vit_jax.main", f"--workdir={workdir}", *SETTINGS, *more],
+        [sys.executable, "-m", "vit_jax.main", f"--workdir={workdir}", *settings, *more],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from vit_jax import configuration, sharding  # noqa: E402
 from vit_jax.conversion.convert import Weights, write  # noqa: E402
 from vit_jax.ops.keys import fold, key_for  # noqa: E402
 from vit_jax.ops.masks import make_mask  # noqa: E402
-from vit_jax.ops.paths import flat_params  # noqa: E402
+from vit_jax.ops.paths import flat_params, path_name  # noqa: E402
 from vit_jax.ops.pixels import normalise  # noqa: E402
 from vit_jax.weights import open_weights  # noqa: E402
 
@@ -39,12 +39,12 @@ def recipe(name):
     return config
 
 
-def rate(step, config):
-    """util/lr_sched.py, by hand: linear warm-up, half a cosine after it."""
+def rate(step, config, scale):
+    """util/lr_sched.py, by hand: linear warm-up, half a cosine after it; layer decay scales all of it."""
     if step < WARMUP:
-        return config.base_lr * step / WARMUP
+        return scale * config.base_lr * step / WARMUP
     wave = 0.5 * (1.0 + math.cos(math.pi * (step - WARMUP) / (TOTAL - WARMUP)))
-    return config.end_lr + (config.base_lr - config.end_lr) * wave
+    return scale * (config.end_lr + (config.base_lr - config.end_lr) * wave)
 
 
 def stored(program, state, config, classes, path, to):
@@ -53,21 +53,36 @@ def stored(program, state, config, classes, path, to):
     write(Weights(params, configuration.plain(config), classes, None, "native"), path, to)
 
 
-def compare(config, classes, state, program, mesh, theirs, groups, read_back):
-    """Step both; `theirs(pixels, batch, step) -> loss`; `groups`: (parameters, rate factor, decay)."""
+def begun(state, params):
+    """`state` with these parameters, by path."""
+    found = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.device_put(params[path_name(path)], leaf.sharding), state.params
+    )
+    return state._replace(params=found)
+
+
+def compare(config, classes, state, program, mesh, theirs, groups, read_back, rate=rate, fed=batches):
+    """Step both, and give the norms of their gradients.
+
+    `theirs(pixels, batch, step) -> loss`; `groups`: (parameters, layer decay's factor, weight decay);
+    `rate(step, config, factor)`: by hand; `fed(config, classes, steps)`: the batches.
+    """
+    trained, norms = [parameter for group in groups for parameter in group[0]], []
     optimizer = torch.optim.AdamW(
         [{"params": list(p), "lr": 0.0, "weight_decay": decay, "scale": scale} for p, scale, decay in groups],
         betas=(config.b1, config.b2),
     )
-    for step, batch in enumerate(batches(config, classes, STEPS)):
+    for step, batch in enumerate(fed(config, classes, STEPS)):
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, config) * group["scale"]
+            group["lr"] = rate(step, config, group["scale"])
         pixels = np.array(normalise(jax.numpy.asarray(batch.image), config.pp.mean, config.pp.std))
         loss = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()), batch, step)
         optimizer.zero_grad()
         loss.backward()
+        # PyTorch divides by the norm + 1e-6, and never multiplies by more than 1.
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.grad_norm_clip or math.inf)))
         optimizer.step()
-        state, report = program.step(state, sharding.put(batch, mesh), np.int32(SEED))
+        state, report = program.step(state, sharding.put(batch, mesh), np.int32(SEED), *program.frozen)
         ours = float(report.means["loss"].total / report.means["loss"].count)
         assert abs(ours - float(loss)) <= tolerances.TRAJECTORY_LOSS * abs(float(loss)), (step, ours, float(loss))
     expected = read_back()
@@ -79,6 +94,7 @@ def compare(config, classes, state, program, mesh, theirs, groups, read_back):
             ours, wanted = ours[:, ::2], wanted[:, ::2]
         difference = np.abs(ours - wanted).max() / np.abs(wanted).max()
         assert difference <= tolerances.TRAJECTORY_PARAMS, (path, difference)
+    return norms
 
 
 def test_mae_pre_training(tmp_path):

@@ -83,6 +83,39 @@ def mae_params(tensors, heads, decoder_heads):
     return out
 
 
+def beit_params(tensors, heads):
+    """transformers' BeitForMaskedImageModeling or BeitForImageClassification -> our paths."""
+    # Keys have no bias there, nor here; zeros in its place, and out again.
+    biases = [name for name in tensors if name.endswith("q_proj.bias")]
+    keyed = tensors | {name.replace("q_proj", "k_proj"): np.zeros_like(tensors[name]) for name in biases}
+    out = _blocks(keyed, "beit.layers", "transformer", heads)
+    out["transformer/blocks/attention/qv_bias"] = out.pop("transformer/blocks/attention/qkv/bias")[:, ::2]
+    table = "relative_position_bias_table"
+    own = {
+        "scale1": "lambda_1",
+        "scale2": "lambda_2",
+        "attention/relative_positions": f"relative_position_bias.{table}",
+    }
+    for ours, theirs in own.items():
+        if f"beit.layers.0.{theirs}" in tensors:
+            layers = [tensors[f"beit.layers.{i}.{theirs}"] for i in range(len(biases))]
+            out[f"transformer/blocks/{ours}"] = np.stack(layers)
+    kernel = tensors["beit.embeddings.patch_embeddings.projection.weight"]  # (d, c, row, column)
+    out["embedding/kernel"] = kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])
+    out["embedding/bias"] = tensors["beit.embeddings.patch_embeddings.projection.bias"]
+    out["cls"] = tensors["beit.embeddings.cls_token"][0]
+    masked = "lm_head.weight" in tensors
+    norm, head = ("layernorm", "lm_head") if masked else ("beit.pooler.layernorm", "classifier")
+    out["norm/scale"], out["norm/bias"] = tensors[f"{norm}.weight"], tensors[f"{norm}.bias"]
+    last = {"kernel": tensors[f"{head}.weight"].T, "bias": tensors[f"{head}.bias"]}
+    if not masked:
+        return out | {f"head_out/{name}": value for name, value in last.items()}
+    out["transformer/relative_positions"] = tensors[f"beit.shared_position_bias.{table}"]
+    out = {f"encoder/{name}": value for name, value in out.items()}
+    out["mask_token"] = tensors["beit.embeddings.mask_token"][0]
+    return out | {f"predict/{name}": value for name, value in last.items()}
+
+
 def relative(ours, theirs):
     """Largest difference over the largest number."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)

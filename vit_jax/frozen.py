@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vit_jax import configuration
+from vit_jax import configuration, processes
 from vit_jax.contracts import Config, UserError
 from vit_jax.methods import method_of
 from vit_jax.methods.building import assemble, build
@@ -23,7 +23,7 @@ def opened(config: Config) -> tuple[Config, Networks]:
     """`config` with the checksums of the frozen networks that it names, and these networks.
 
     Raises:
-      UserError: none given, one that does not fit, or other numbers than `{field}_sha256` says.
+      UserError: none given, one that does not fit, other numbers than `{field}_sha256` says, or than another process has.
     """
     made: Any = copy.deepcopy(config)
     networks = Networks()
@@ -33,6 +33,7 @@ def opened(config: Config) -> tuple[Config, Networks]:
                 f"Expected the weights of a {name}, got none: set --config.{spec.field}=WORKDIR, or a file of weights."
             )
         networks[name], found = _opened(name, spec, config)
+        processes.check_same(f"the {name}", int(found[:7], 16), f"give each the same config.{spec.field}")
         section, _, last = spec.field.rpartition(".")
         _get(made, section)[f"{last}_sha256"] = found
     return made, networks
@@ -54,7 +55,10 @@ def planned(config: Config) -> Networks:
 
 def _opened(name: str, spec: Frozen, config: Config) -> tuple[Network, str]:
     path, wanted = _get(config, spec.field), _get(config, f"{spec.field}_sha256")
-    weights, _ = open_weights(path)
+    try:
+        weights, _ = open_weights(path)
+    except UserError as error:
+        raise UserError(f"{str(error).removesuffix('.')} (the {name}, config.{spec.field}).") from error
     found = sha256(weights.params)
     if wanted not in (None, found):
         raise UserError(

@@ -13,7 +13,7 @@ import contextlib
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -171,6 +171,18 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     axes = [_activation_axes(mesh, name) if name else () for name in names]
     fits = [a if a and x.shape[i] % math.prod(mesh.shape[f] for f in a) == 0 else None for i, a in enumerate(axes)]
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*fits)))
+
+
+def apart(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`function` of `x`, each device's examples by themselves: for loops that end when their data say so.
+
+    Over a split batch such a loop would ask all devices before every round. The same numbers: examples do not meet.
+    """
+    mesh = _current.get()
+    if mesh is None or x.shape[0] % batch_ways(mesh):
+        return function(x)
+    split = batch_layout(mesh).spec
+    return jax.shard_map(function, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)(x)
 
 
 def _activation_axes(mesh: Mesh, name: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+from vit_jax import sharding
 from vit_jax.contracts import Config, UserError
 from vit_jax.derived import second_crop
 from vit_jax.methods.drawing import coloured, visible
@@ -49,7 +50,7 @@ def masking(config: Config) -> tuple[tuple[int, int], int, int]:
 
 def hidden_blocks(keys: Key[Array, " b"], config: Config) -> Bool[Array, "b n"]:
     """Hidden patches an example, by `config.beit`."""
-    return beit_mask(keys, *masking(config))
+    return sharding.apart(lambda some: beit_mask(some, *masking(config)), keys)
 
 
 def fits(theirs: Config, config: Config) -> None:
