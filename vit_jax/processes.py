@@ -222,6 +222,15 @@ def gather(number: int) -> list[int]:
     return [int(n) for n in multihost_utils.process_allgather(np.int32(number)).reshape(-1)]
 
 
+def meet() -> None:
+    """Wait until every process is here.
+
+    A program's first exchange joins the devices that take part in it; Gloo gives up where they come 30 seconds apart, and
+    compiling may take one process that much longer than another.
+    """
+    gather(0)
+
+
 def make_shared_folder(folder: Path) -> None:
     """Make the workdir; refuse one that is not the same folder for every process: checkpoints would be torn apart."""
     try:

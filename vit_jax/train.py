@@ -261,6 +261,7 @@ def _compile(run: Run, batch: Batch, seed: Any) -> Any:
     compiled = run.program.step.lower(run.state, sharding.put(batch, run.mesh), seed, *run.program.frozen).compile()
     seconds = time.perf_counter() - began
     run.tracker.say(f"compiled in {seconds:.1f} s")
+    processes.meet()
     remedies = {field: float(run.config[field] or 0.0) for field in configuration.REMEDIES}  # they may change meanwhile
     run.tracker.record("run", run.step, {"compile_seconds": round(seconds, 2), **remedies})
     return compiled
