@@ -201,3 +201,12 @@ def test_eval_and_reconstruct_ask_the_tokenizer(finished, tmp_path, capsys):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "x.png")
     assert cli.main(["reconstruct", str(workdir), str(tmp_path / "x.png"), "--out", str(tmp_path / "out.png")]) == 0
     assert "codes of hidden patches right" in capsys.readouterr().out
+
+
+def test_eval_asks_a_tokenizer_that_was_moved_and_no_other(finished, tokenizers, tmp_path, capsys):
+    workdir, tokenizer = finished
+    shutil.copytree(tokenizer, tmp_path / "moved")
+    assert cli.main(["eval", str(workdir), "--tokenizer", str(tmp_path / "moved")]) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert cli.main(["eval", str(workdir), "--tokenizer", str(tokenizers / "seed1")]) == 2
+    assert "give the one this began with" in capsys.readouterr().err

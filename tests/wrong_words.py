@@ -341,6 +341,7 @@ LINES = [
     "reconstruct {mae} {picture} --out {new}.png --seed -1",
     "reconstruct {mae} {picture} --out {new}.png --tokenizer {tokenizer}",
     "reconstruct {mae} {picture} --out {new}.png --tokenizer ''",
+    "eval {mae} --tokenizer {tokenizer}",
     "predict {run} {picture} --mean x",
     "predict {run} {picture} --mean 0.5",
     "predict {run} {picture} --std 0.5,x",

@@ -17,6 +17,7 @@ from vit_jax.api import Trained, load
 from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.embed import written_whole
 from vit_jax.commands.given import add_given, given_of
+from vit_jax.commands.networks import add_networks, networks_of
 from vit_jax.commands.run_figures import save
 from vit_jax.contracts import UserError, to_json
 from vit_jax.data.decoding import printable
@@ -26,7 +27,6 @@ from vit_jax.data.sources import Source, check_classes, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.answers import Judged, chosen, judge_classes, judge_multilabel, judge_numbers, with_answers
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
-from vit_jax.frozen import opened
 from vit_jax.methods import method_of
 from vit_jax.methods.method import Method
 from vit_jax.training.step import laid_out
@@ -45,6 +45,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--out", type=filled, help="folder for per_class.csv, confusion.csv and confusion.png (per_number.csv)"
     )
+    add_networks(parser)
     add_given(parser)
     args = parser.parse_args(argv)
 
@@ -72,7 +73,7 @@ def run(argv: list[str]) -> int:
         judged = judge(config, said, labels, trained.class_names or source.class_names or ())
         metrics |= judged.whole
     else:
-        networks = opened(config)[1]
+        networks = networks_of(config, args)
         frozen = laid_out(networks, mesh)
         step = make_eval_step(objective, graph, None, mesh, networks, frozen)
         metrics = method.summary(evaluate(step, params, batches, mesh) or {})

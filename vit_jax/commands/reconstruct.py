@@ -10,9 +10,9 @@ from flax import nnx
 from vit_jax.api import load
 from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
+from vit_jax.commands.networks import add_networks, networks_of
 from vit_jax.commands.run_figures import save
 from vit_jax.contracts import UserError
-from vit_jax.frozen import opened
 from vit_jax.methods import method_of
 from vit_jax.visualisation import reconstructions
 
@@ -26,10 +26,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--out", type=filled, default="reconstructions.png")
     parser.add_argument("--num-visible", type=whole(1), help="patches left visible (default: as trained)")
     parser.add_argument("--mask", choices=("random", "block", "grid"), help="default: as trained")
-    parser.add_argument(
-        "--tokenizer", type=filled, help="whose codes BEiT tells: a workdir or file (default: as trained)"
-    )
     parser.add_argument("--seed", type=whole(0), default=0, help="of the masks")
+    add_networks(parser)
     add_given(parser)
     args = parser.parse_args(argv)
 
@@ -42,14 +40,12 @@ def run(argv: list[str]) -> int:
             f"Expected a run that fills in pictures, {args.workdir} was trained with objective {name!r}, which shows none: "
             "use `vit-jax predict`."
         )
-    given = {
-        field: value for field in ("num_visible", "mask", "tokenizer") if (value := getattr(args, field)) is not None
-    }
+    given = {field: value for field in ("num_visible", "mask") if (value := getattr(args, field)) is not None}
     if foreign := sorted(set(given) - set(trained.config.get(name, {}))):
         raise UserError(f"Expected no --{foreign[0].replace('_', '-')} with objective {name!r}: leave it out.")
     config = trained.config | ({name: trained.config[name] | given} if given else {})
     try:
-        networks = {name: nnx.merge(*network) for name, network in opened(config)[1].items()}
+        networks = {name: nnx.merge(*network) for name, network in networks_of(config, args).items()}
         found = picture(
             trained.model, jnp.asarray(trained.preprocess(args.pictures)), config, seed=args.seed, **networks
         )
