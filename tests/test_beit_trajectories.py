@@ -106,9 +106,9 @@ def layer_of(name):
 
 def test_fine_tuning():
     """A table a block, the mean of the patches, no clip."""
-    config = recipe("simmim_finetune.py:b16")  # the same backbone
-    config.update({"schedule": "beit", "warmup_lr": 0.0, "end_lr": 1e-6, "grad_norm_clip": None, "b2": 0.999})
+    config = recipe("beit_finetune.py:b16")
     assert (config.layer_decay, config.weight_decay, config.model.relative_positions) == (DECAY, 0.05, "block")
+    assert (config.schedule, config.end_lr, config.grad_norm_clip) == ("beit", 1e-6, None)
     program, state, mesh = small_program(config, CLASSES)
     model = their(
         transformers.BeitForImageClassification, config, num_labels=CLASSES, use_relative_position_bias=True,
