@@ -23,6 +23,7 @@ COMMANDS = {
     ),
     "models": ("vit_jax.commands.models", "published files of weights: source, size, licence, accuracy"),
     "inspect": ("vit_jax.commands.inspect", "step, configuration, parameters and their sha256"),
+    "config": ("vit_jax.commands.config", "every field of a recipe: its value, its default, what it means"),
     "doctor": ("vit_jax.commands.doctor", "versions, backend, devices, memory"),
     "prepare": ("vit_jax.commands.prepare", "a folder of pictures -> a TFDS ArrayRecord data set"),
     "plan": ("vit_jax.commands.plan", "does a run fit a TPU slice, and how long does it take? Without having one"),
