@@ -265,6 +265,14 @@ RUN = {
     "checkpoint_every": Field(500, whole(0), "steps; 0: only at the end"),
     "checkpoint_minutes": Field(15.0, number(0, usual=(0, 1440)), "a checkpoint also after so long; 0: by steps alone"),
     "keep_checkpoints": Field(2, whole(1, 100_000), "the newest ones"),
+    "keep_best": Field(
+        None, optional(text("the name of a metric", r"\w+")),
+        "the metric of the evaluation (accuracy, loss) whose best checkpoint is kept in WORKDIR/best; None: none is",
+    ),
+    "patience": Field(
+        None, optional(whole(1, STEPS)),
+        "evaluations without a better keep_best after which the run ends early; None: it never does",
+    ),
     "figures_every": Field(0, whole(0), "steps between pictures; 0: only at the end"),
     "hang_seconds": Field(
         None, optional(number(0)),

@@ -29,8 +29,7 @@ if os.environ.get("STUCK") == "data":  # here, not below: worker processes impor
 
 if __name__ == "__main__":
     signals.end_at_once()
-    from vit_jax import main
-    from vit_jax.commands import run_figures
+    from vit_jax import main, run_figures
     from vit_jax.training.checkpoints import Checkpoints
 
     if os.environ["STUCK"] == "disk":

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vit_jax import train
 from vit_jax.commands import cli, embed
-from vit_jax.commands.run_figures import draw_run
+from vit_jax.run_figures import draw_run
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from PIL import Image
 
 from vit_jax import UserError, configuration
 from vit_jax.commands import figures
-from vit_jax.commands.run_figures import save, trained_under
 from vit_jax.contracts import Record
 from vit_jax.data.loader import spread_batch
 from vit_jax.data.sources import Fake, open_source
 from vit_jax.data.transforms import Preprocess
+from vit_jax.run_figures import save, trained_under
 from vit_jax.visualisation import attention_maps, curves, positions, reconstructions
 
 TRAIN = [{"step": s, "kind": "train", "loss": 1 / s, "lr": 0.1 * s} for s in range(1, 21)]

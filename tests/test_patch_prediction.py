@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_a_sentence():
 @pytest.mark.parametrize("target", TARGETS[::2])
 def test_digits_learn_by_it_and_are_drawn(target, tmp_path):
     from vit_jax import train
-    from vit_jax.commands.run_figures import draw_run
+    from vit_jax.run_figures import draw_run
 
     config = configuration.load("digits.py:pretrain,patch_prediction")
     config.update({"total_steps": 60, "warmup_steps": 6, "batch": 96, "eval_every": 0, "base_lr": 4e-3})

@@ -16,7 +16,6 @@ from tests.test_hostile_weights import measured, pth, tensor, text
 from tests.test_training import assert_same_states, made_up_batch, run_steps
 from vit_jax import UserError, api, configuration, sharding, train
 from vit_jax.commands import cli
-from vit_jax.commands.run_figures import draw_run
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
 from vit_jax.methods import method_of
 from vit_jax.methods.tokenizer import METHOD, divergence, eased, histogram, relaxed, summary
@@ -24,6 +23,7 @@ from vit_jax.models.dvae import DVAE, DVAEConfig, tokens
 from vit_jax.models.registry import count_params
 from vit_jax.ops.logit_laplace import logit_laplace_nll, map_pixels, unmap_pixels
 from vit_jax.ops.paths import flat_params
+from vit_jax.run_figures import draw_run
 from vit_jax.training.tracker import read_metrics
 
 

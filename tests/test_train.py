@@ -15,10 +15,10 @@ import pytest
 
 from vit_jax import UserError, api, configuration, processes, train
 from vit_jax.commands.inspect import digest
-from vit_jax.commands.run_figures import draw_run
 from vit_jax.methods.building import build
 from vit_jax.ops.paths import flat_params
 from vit_jax.ops.positions import resample_table
+from vit_jax.run_figures import draw_run
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.tracker import Tracker, read_metrics
 from vit_jax.training.transfer import transfer

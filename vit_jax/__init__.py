@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vit_jax.api import Trained, create, features, load
     from vit_jax.contracts import UserError
+    from vit_jax.fitting import finetune, fit
 
 __version__ = "0.1.0"
-__all__ = ["Trained", "UserError", "create", "features", "load"]
+__all__ = ["Trained", "UserError", "create", "features", "finetune", "fit", "load"]
 
-_HOMES = {"UserError": "vit_jax.contracts"} | dict.fromkeys(("create", "features", "load", "Trained"), "vit_jax.api")
+_HOMES = {
+    "UserError": "vit_jax.contracts",
+    **dict.fromkeys(("create", "features", "load", "Trained"), "vit_jax.api"),
+    **dict.fromkeys(("fit", "finetune"), "vit_jax.fitting"),
+}
 
 
 def __getattr__(name: str) -> Any:

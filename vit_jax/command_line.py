@@ -38,7 +38,15 @@ def configured(spec: str, settings: Sequence[tuple[str, str]]) -> Given:
     Raises:
       UserError: an unknown field (with the nearest known one), or a value out of its range.
     """
-    config = configuration.load(spec)
+    given = with_settings(configuration.load(spec), settings)
+    if given.typed:
+        configuration.derive(spec, given.config, given.typed)
+        configuration.check(given.config)
+    return given
+
+
+def with_settings(config: ml_collections.ConfigDict, settings: Sequence[tuple[str, str]]) -> Given:
+    """`config` with (field, text) set in it, and fields emptied that said the same in another way. Raises as `configured`."""
     for objective in [text for field, text in settings if field == "objective"]:
         configuration.choose(config, value_of("objective", objective, config.objective))
     for field, text in settings:
@@ -48,9 +56,6 @@ def configured(spec: str, settings: Sequence[tuple[str, str]]) -> Given:
         for other in overruled(field):
             if other not in typed and other in configuration.fields(config.objective):
                 config.update_from_flattened_dict({other: None})
-    if typed:
-        configuration.derive(spec, config, typed)
-        configuration.check(config)
     return Given(config, typed)
 
 

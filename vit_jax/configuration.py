@@ -23,7 +23,7 @@ FREE_FIELDS = (
     "num_workers", "num_threads", "prefetch", "attention", "unroll", "mesh", "topology", "batch_eval", "eval_every",
     "progress_every", "checkpoint_every", "keep_checkpoints", "figures_every", "max_skipped_steps", "max_unreadable",
     "tfds_data_dir", "tfds_manual_dir", "pretrained_dir", "model_or_filename", "shuffle_buffer", "remat", "init_from",
-    "dataset", "checkpoint_minutes", "hang_seconds",
+    "dataset", "checkpoint_minutes", "hang_seconds", "keep_best", "patience",
 )  # fmt: skip
 # Configs of google-research/vision_transformer without a counterpart here, and what comes nearest.
 NOT_HERE = {
@@ -243,10 +243,18 @@ def shown(value: Any) -> str:
     return written if len(written) <= 60 else f"{written[:57]}..."
 
 
-def described(config: Config) -> list[str]:
-    """The table for people: a line a field, its value in `config`, what it may hold, what it means."""
-    given, table = dict(flatten(config)), fields(config["objective"])
-    return [f"{name} = {shown(given[name])}    {row.meaning} [{row.kind.words}]" for name, row in table.items()]
+def described(config: Config, changed: bool = False) -> list[str]:
+    """The table for people: a line a field, its value in `config`, its default where that is another, its meaning, its kind.
+
+    `changed`: only fields that are not at their defaults.
+    """
+    given, lines = dict(flatten(config)), []
+    for name, row in fields(config["objective"]).items():
+        same = given[name] == row.default
+        if not (same and changed):
+            default = "" if same else f" (default {shown(row.default)})"
+            lines.append(f"{name} = {shown(given[name])}{default}    {row.meaning} [{row.kind.words}]")
+    return lines
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _train(argv: list[str]) -> None:
 
     heed_googles_fields(given.config)
     from vit_jax import processes
-    from vit_jax.commands.run_figures import draw_run
+    from vit_jax.run_figures import draw_run
     from vit_jax.train import run
 
     processes.join(args.coordinator, args.num_processes, args.process_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.evaluators import evaluate
 from vit_jax.methods import method_of
 from vit_jax.methods.method import Networks
+from vit_jax.training.best import FOLDER as BEST
+from vit_jax.training.best import NONE_YET, Best, best_of, value_of
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.step import Program, State
 from vit_jax.training.tracker import Tracker, read_metrics
@@ -52,6 +55,22 @@ class Run:
     tracker: Tracker
     state: State
     step: int
+    best: Best = NONE_YET
+
+    def __post_init__(self) -> None:
+        if metric := self.config["keep_best"]:
+            self.best = best_of(read_metrics(self.workdir), metric, self.step)
+
+    @functools.cached_property
+    def best_checkpoints(self) -> Checkpoints:
+        """Where the best evaluation's checkpoint is kept, by a run that keeps one."""
+        return Checkpoints(self.workdir / BEST, keep=1)
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step was taken, or `patience` is over."""
+        patience = self.config["patience"]
+        return self.step == self.total_steps or (patience is not None and self.best.since >= patience)
 
     def batches(self, start: int) -> Batches:
         """Training batches from number `start` on: the data is a function of (seed, step)."""
@@ -96,7 +115,15 @@ class Run:
             self.tracker.record("eval", self.step, metrics)
             words = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             self.tracker.say(f"step {self.step}  test  {words}")
+            self.compare(metrics)
         return metrics
+
+    def compare(self, metrics: dict[str, float]) -> None:
+        """Keep this step where its evaluation is the best so far."""
+        if metric := self.config["keep_best"]:
+            self.best = self.best.after(self.step, value_of(metrics, metric), metric)
+            if self.best.step == self.step and int(self.state.skipped_in_row) == 0:
+                self.best_checkpoints.save(self.state, workdirs.lasting(self.config), self.metadata)
 
     def judged(self) -> dict[str, float] | None:
         """What an earlier start recorded of this step's evaluation: it may have ended before or after that."""
@@ -127,3 +154,5 @@ class Run:
     def close(self) -> None:
         self.tracker.close()
         self.checkpoints.close()
+        if "best_checkpoints" in self.__dict__:
+            self.best_checkpoints.close()

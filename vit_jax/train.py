@@ -26,6 +26,7 @@ from vit_jax.methods import method_of
 from vit_jax.models.registry import count_params, pair
 from vit_jax.run import Draw, Run
 from vit_jax.training import skipped
+from vit_jax.training.best import FOLDER as BEST
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.forecast import cpu_forecast
 from vit_jax.training.optimizer import print_table, settings_table
@@ -89,7 +90,7 @@ def prepare(
     # Devices
     use_compilation_cache()
     mesh = make_mesh(config)
-    _check_eval_batch(config, mesh)
+    _check_evaluation(config, mesh)
 
     # Data
     watch.waits_for("the data set to be opened", SLOW)
@@ -160,7 +161,7 @@ def loop(run: Run) -> None:
     if 0 < run.step < run.total_steps and _due(run.step, config["eval_every"]) and run.judged() is None:
         run.judge()  # an earlier start was stopped in the middle of it
     try:
-        while run.step < run.total_steps and not run.stop():
+        while not run.done and not run.stop():
             waiting = time.perf_counter()
             watch.waits_for("training pictures")
             batch = next(batches, None)
@@ -214,9 +215,16 @@ def finish(run: Run) -> dict[str, float]:
     if not run.stop.told and (in_row := int(run.state.skipped_in_row)):
         words = skipped.remedy(run.checkpoints, run.step, in_row)
         raise UserError(f"Expected a finite loss, the last step ({run.step}) had none: {words}.")
-    metrics = run.judged() if run.step == run.total_steps else None
+    metrics = run.judged() if run.done else None
     if metrics is None and not run.stop.told:
         metrics = run.judge()
+    if run.config["keep_best"] and run.best.step >= 0:
+        run.best_checkpoints.wait()
+        run.tracker.say(
+            f"best {run.config['keep_best']} {run.best.value:.4g} at step {run.best.step}, kept in {run.workdir / BEST}"
+        )
+    if run.step < run.total_steps and not run.stop.told:
+        run.tracker.say(f"ended early, {run.best.since} evaluations without a better one (config.patience)")
     if run.stop.told:
         saved = run.checkpoints.latest()
         words = (
@@ -236,7 +244,12 @@ def _open(config: Config, split: str) -> Source:
     )
 
 
-def _check_eval_batch(config: Config, mesh: Any) -> None:
+def _check_evaluation(config: Config, mesh: Any) -> None:
+    if config["patience"] is not None and not (config["keep_best"] and config["eval_every"]):
+        raise UserError(
+            "Expected a metric to be patient about, and evaluations, got keep_best "
+            f"{config['keep_best']} and eval_every {config['eval_every']}: set both, or patience to None."
+        )
     ways = sharding.batch_ways(mesh)
     if config["batch_eval"] % ways:
         raise UserError(

@@ -15,8 +15,8 @@ from typing import Any
 
 from vit_jax import configuration, train
 from vit_jax.commands.arguments import Parser, filled, whole
-from vit_jax.commands.run_figures import draw_run
 from vit_jax.contracts import UserError
+from vit_jax.run_figures import draw_run
 
 SEEDS = (0, 1, 2)
 

@@ -18,7 +18,6 @@ from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.embed import written_whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.networks import add_networks, networks_of
-from vit_jax.commands.run_figures import save
 from vit_jax.contracts import UserError, to_json
 from vit_jax.data.decoding import printable
 from vit_jax.data.labels import labels_of
@@ -29,6 +28,7 @@ from vit_jax.evaluation.answers import Judged, chosen, judge_classes, judge_mult
 from vit_jax.evaluation.evaluators import evaluate, make_eval_step
 from vit_jax.methods import method_of
 from vit_jax.methods.method import Method
+from vit_jax.run_figures import save
 from vit_jax.training.step import laid_out
 from vit_jax.visualisation import confusion
 

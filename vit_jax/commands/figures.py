@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from vit_jax.api import Trained, load
 from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
-from vit_jax.commands.run_figures import save
 from vit_jax.contracts import UserError
 from vit_jax.data.given import records_of
 from vit_jax.data.transforms import Preprocess
@@ -26,6 +25,7 @@ from vit_jax.evaluation.attention import attention, mean_distances, rollout, to_
 from vit_jax.methods import method_of
 from vit_jax.models.vit import ViT, positions_table
 from vit_jax.ops.pixels import normalise
+from vit_jax.run_figures import save
 from vit_jax.visualisation import attention_maps, positions, reconstructions
 
 RATIOS = (0.5, 0.75, 0.9)

@@ -11,9 +11,9 @@ from vit_jax.api import load
 from vit_jax.commands.arguments import Parser, filled, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.networks import add_networks, networks_of
-from vit_jax.commands.run_figures import save
 from vit_jax.contracts import UserError
 from vit_jax.methods import method_of
+from vit_jax.run_figures import save
 from vit_jax.visualisation import reconstructions
 
 MOST = 32  # rows of one figure
