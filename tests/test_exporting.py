@@ -108,7 +108,7 @@ def test_the_page_on_serving_runs_as_it_stands(runs, tmp_path):
     assert cli.main(["export", str(runs / "scratch"), str(tmp_path / "served")]) == 0
     Image.fromarray(pictures((30, 40))["30x40"][0]).save(tmp_path / "some.jpg")
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
-    name, probability = said.stdout.split()
+    name, probability = said.stdout.rsplit(maxsplit=1)
     trained = vit_jax.load(runs / "scratch")
     logits = np.asarray(trained(tmp_path / "some.jpg"))[0]
     assert name == trained.class_names[logits.argmax()]
