@@ -6,6 +6,8 @@ one linear layer answers for each patch (SimMIM, BEiT, the ViT paper's masked pa
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -43,16 +45,10 @@ class Masked(nnx.Module):
         )
 
     def __call__(
-        self,
-        images: Float[Array, "b H W c"],
-        hidden: Bool[Array, "b n"],
-        *,
-        source: Int[Array, "b n"] | None = None,
-        train: bool = False,
-        keys: Key[Array, " b"] | None = None,
+        self, images: Float[Array, "b H W c"], hidden: Bool[Array, "b n"], **more: Any
     ) -> Float[Array, "b n o"]:
-        """Answers for every patch, float32. `hidden` ones are replaced, others come from place `source` (None: their own)."""
-        return self.predict(self.tokens(images, hidden, source=source, train=train, keys=keys)).astype(jnp.float32)
+        """Answers for every patch, float32, from `tokens`, which says what `more` there is."""
+        return self.predict(self.tokens(images, hidden, **more)).astype(jnp.float32)
 
     def tokens(
         self,
@@ -63,7 +59,7 @@ class Masked(nnx.Module):
         train: bool = False,
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b n d"]:
-        """What the encoder makes of every patch: what `predict` answers from."""
+        """What `predict` answers from. `hidden` patches are replaced, others come from place `source` (None: their own)."""
         x = self.encoder.embed(self.encoder.patches(images))
         x = x if source is None else take(x, source)
         x = jnp.where(hidden[:, :, None], self.mask_token[...].astype(x.dtype)[None], x)
