@@ -87,6 +87,15 @@ def test_grids_that_are_no_squares_have_masks_too():
     assert hidden.mean(0).min() > 0.1
 
 
+@pytest.mark.parametrize("changes", [{"pp.crop": (16, 224)}, {"beit.min_block": 170, "beit.num_masked": 180}])
+def test_blocks_that_never_fit_are_a_sentence(changes):
+    """A block leaves a row and a column: a single row of patches would train to the end on nothing."""
+    config = configuration.load("beit.py:b16")
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=r"leaves a row and a column of"):
+        masking(config)
+
+
 @pytest.mark.parametrize("changes", [{"num_masked": 196}, {"min_block": 76}, {"num_masked": 10}])
 def test_numbers_that_contradict_each_other_are_a_sentence(changes):
     config = configuration.load("beit.py:b16")
@@ -104,7 +113,7 @@ def test_the_loss_is_a_mean_over_hidden_tokens_of_all_pictures(tiny):
     tokenizer = networks.merged({"tokenizer": networks["tokenizer"].params})["tokenizer"]
     batch = jax.tree.map(jnp.asarray, with_second(made_up_batch(16, padded=3), tiny))
     model, objective = build(tiny, None), METHOD.objective(tiny, None)
-    inputs = objective.inputs(batch, jax.random.key(3), False, tokenizer=tokenizer)
+    inputs = objective.consult(objective.inputs(batch, jax.random.key(3), False), tokenizer=tokenizer)
     assert "second" not in inputs
     order = np.random.default_rng(0).random((16, 16)).argsort(1)
     hidden = order < np.arange(16)[:, None] % 6 + 1  # 1 to 6 of 16, as many as are hidden at most
@@ -126,7 +135,7 @@ def test_logits_that_are_no_numbers_are_never_right(tiny):
     batch = jax.tree.map(jnp.asarray, with_second(made_up_batch(16), tiny))
     model, objective = build(tiny, None), METHOD.objective(tiny, None)
     model.predict.bias[...] = jnp.full_like(model.predict.bias[...], jnp.nan)
-    inputs = objective.inputs(batch, jax.random.key(0), False, tokenizer=tokenizer)
+    inputs = objective.consult(objective.inputs(batch, jax.random.key(0), False), tokenizer=tokenizer)
     loss, metrics = objective.losses(model, inputs | {"codes": jnp.zeros_like(inputs["codes"])}, None, False)
     assert not np.isfinite(float(loss.reduce().value()))
     assert float(metrics["accuracy"].reduce().value()) == 0.0

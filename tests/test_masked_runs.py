@@ -6,17 +6,21 @@ import signal
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.networks import TOKENIZER, for_tiny_networks
+from tests.networks import TOKENIZER, for_tiny_networks, networks_for
 from tests.test_damage import flip_some
 from tests.test_train import SETTINGS, final_digest, finish, start
-from vit_jax import UserError, frozen, train
+from vit_jax import UserError, frozen, sharding, train
 from vit_jax.commands import cli
-from vit_jax.commands.run_figures import draw_run
+from vit_jax.methods.beit import METHOD
+from vit_jax.run_figures import draw_run
 from vit_jax.training.checkpoints import Checkpoints
+from vit_jax.training.schedules import make_schedule
+from vit_jax.training.step import SEED, abstract_batch, make_program
 from vit_jax.training.tracker import read_metrics
 from vit_jax.weights import open_weights
 
@@ -201,6 +205,31 @@ def test_eval_and_reconstruct_ask_the_tokenizer(finished, tmp_path, capsys):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "x.png")
     assert cli.main(["reconstruct", str(workdir), str(tmp_path / "x.png"), "--out", str(tmp_path / "out.png")]) == 0
     assert "codes of hidden patches right" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_without_being_told_its_tokenizer_again(small, finished, capsys):
+    workdir, tokenizer = finished
+    train.run(for_tiny_networks(small("pretrain,beit")), workdir)
+    assert "this run is finished" in capsys.readouterr().out
+    assert stored(workdir)["tokenizer"] == str(tokenizer)
+
+
+def test_accumulation_bounds_what_the_tokenizer_holds(made):
+    """The step asks it of each micro-batch: four times as many of these need about as many bytes."""
+
+    def temporaries(batch, accum_steps):
+        config = made(batch=batch, accum_steps=accum_steps)
+        networks = networks_for(config)
+        mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+        program = make_program(
+            config, METHOD.objective(config, None), make_schedule(config, 10, 0), None, mesh, networks
+        )
+        shapes = program.abstract, abstract_batch(config, None), SEED
+        return program.step.lower(*shapes, *program.frozen).compile().memory_analysis().temp_size_in_bytes
+
+    few, many, at_once = temporaries(16, 4), temporaries(64, 16), temporaries(64, 1)
+    assert many < 2 * few
+    assert at_once > 3 * few
 
 
 def test_eval_asks_a_tokenizer_that_was_moved_and_no_other(finished, tokenizers, tmp_path, capsys):

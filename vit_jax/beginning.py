@@ -62,7 +62,7 @@ def with_weights(
                 "Set config.init_from to a workdir or a file of weights."
             )
         return config, None
-    begun, weights = _begun(workdir), None
+    begun, weights = begun_with(workdir), None
     if begun is None:
         weights = open_weights(given)
         begun = weights[0].config
@@ -71,7 +71,7 @@ def with_weights(
     return config, weights
 
 
-def _begun(workdir: Path) -> Config | None:
+def begun_with(workdir: Path) -> Config | None:
     """The configuration in this workdir's own last checkpoint."""
     if not (workdir / FOLDER).is_dir():
         return None

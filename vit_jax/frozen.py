@@ -47,7 +47,13 @@ def planned(config: Config) -> Networks:
             graph, params = _opened(name, spec, config)[0]
         else:
             stand_in = configuration.load(spec.recipe)
-            spec.fits(stand_in, config)
+            try:
+                spec.fits(stand_in, config)
+            except UserError as error:
+                raise UserError(
+                    f"Expected the weights of a {name}: none are given, and {spec.recipe}, which stands for them, does not "
+                    f"fit: set --config.{spec.field}=WORKDIR ({str(error).removesuffix('.')})."
+                ) from error
             graph, params = nnx.split(jax.eval_shape(lambda stand_in=stand_in: build(stand_in, None)))
         networks[name] = Network(graph, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params))
     return networks
@@ -76,11 +82,25 @@ def sha256(params: Mapping[str, np.ndarray]) -> str:
     for path in sorted(params):
         array = np.ascontiguousarray(params[path])
         digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
-        digest.update(array.data)
+        digest.update(array.reshape(-1).view(np.uint8).data)  # bfloat16 has no buffer of its own
     return digest.hexdigest()
 
 
-def _get(config: Config, field: str) -> Any:
+def remembered(config: Config, stored: Config | None) -> Config:
+    """`config` with the places of frozen networks that a run's own checkpoint knows, where none are given."""
+    made: Any = copy.deepcopy(config)
+    for field in configuration.frozen_fields(config) if stored is not None else ():
+        if _get(config, field) is None:
+            section, _, last = field.rpartition(".")
+            _get(made, section)[last] = _get(stored, field)
+    return made
+
+
+def _get(config: Any, field: str) -> Any:
     for step in field.split("."):
+        if step not in config:
+            raise UserError(
+                f"Expected the field {field}, which a method with a frozen network needs, it is missing: add it to FIELDS."
+            )
         config = config[step]
     return config

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from vit_jax import configuration, derived, frozen, processes, sharding, workdirs
-from vit_jax.beginning import begin, with_weights
+from vit_jax.beginning import begin, begun_with, with_weights
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.decoding import check_channels
 from vit_jax.data.labels import labels_of, settled
@@ -117,7 +117,7 @@ def prepare(
 
     # Model, networks that it learns from, and optimiser
     watch.waits_for("the weights of networks to learn from", SLOW)
-    config, networks = frozen.opened(config)
+    config, networks = frozen.opened(frozen.remembered(config, begun_with(workdir)))
     objective = method.objective(config, num_classes)
     schedule = make_schedule(config, total_steps, derived.warmup_steps(config, steps_per_epoch))
     try:

@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
         raise UserError(f"Expected no --{foreign[0].replace('_', '-')} with objective {name!r}: leave it out.")
     config = trained.config | ({name: trained.config[name] | given} if given else {})
     try:
-        networks = {name: nnx.merge(*network) for name, network in networks_of(config, args).items()}
+        networks = {called: nnx.merge(*network) for called, network in networks_of(config, args).items()}
         found = picture(
             trained.model, jnp.asarray(trained.preprocess(args.pictures)), config, seed=args.seed, **networks
         )

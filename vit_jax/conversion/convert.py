@@ -222,7 +222,8 @@ def rounded(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]
 
 def _write_folder(weights: Weights, path: Path, dtype: str) -> list[str]:
     config, classes = weights.config, weights.num_classes
-    source: ModuleType = huggingface if config["model"]["key_bias"] else hf_beit
+    plain = config["model"]["key_bias"] and config["objective"] != "beit"
+    source: ModuleType = huggingface if plain else hf_beit
     settings = source.settings_for(config, classes, weights.class_names) | {"dtype": dtype}
     tensors = to_theirs(weights.params, source.rules(config, classes))
     tensors = {source.stored(name, settings): tensor for name, tensor in tensors.items()}

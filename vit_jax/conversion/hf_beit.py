@@ -162,6 +162,7 @@ def settings_for(config: Config, num_classes: int | None, class_names: tuple[str
         f"classifier {cfg.classifier!r}": not masked and cfg.classifier not in ("gap", "token"),
         "a mean of normed tokens": not masked and cfg.classifier == "gap" and not pooled,
         "a norm after the class token is taken": cfg.classifier == "token" and pooled,
+        "biases of the keys (model.key_bias)": cfg.transformer.key_bias,
         "no class token": not cfg.has_cls,
         "a distillation token": cfg.dist_token,
         "a ResNet stem": cfg.stem is not None,

@@ -40,8 +40,8 @@ def make_eval_step(
 
 def sums(objective: Any, model: Any, batch: Batch, number: Any, **networks: Any) -> dict[str, Mean]:
     """Loss, metrics and `examples` of one batch."""
-    inputs = objective.inputs(batch, key_for(0, "evaluation", number), False, **networks)
-    loss, metrics = objective.losses(model, inputs, None, False)
+    inputs = objective.inputs(batch, key_for(0, "evaluation", number), False)
+    loss, metrics = objective.losses(model, objective.consult(inputs, **networks), None, False)
     examples = weighted(jnp.ones(batch.weight.shape), jnp.asarray(batch.weight))
     return {name: mean.reduce() for name, mean in {"loss": loss, **metrics, "examples": examples}.items()}
 

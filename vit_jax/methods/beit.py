@@ -45,6 +45,11 @@ def masking(config: Config) -> tuple[tuple[int, int], int, int]:
         raise UserError(
             f"Expected beit.min_block <= beit.num_masked < {patches} patches, got {least} and {most}: change either."
         )
+    if least > (grid[0] - 1) * (grid[1] - 1):
+        raise UserError(
+            f"Expected a block of beit.min_block {least} patches that leaves a row and a column of {grid[0]} x {grid[1]} "
+            "patches, as all blocks do, there is none: lower beit.min_block, or take larger pictures or smaller patches."
+        )
     return grid, most, least
 
 
@@ -74,10 +79,12 @@ def fits(theirs: Config, config: Config) -> None:
     grid, second = vit_config(config, num_classes=None).grid, second_crop(config["pp"])
     wanted = grid[0] * cfg.factor, grid[1] * cfg.factor
     if second != wanted:
-        share = wanted[0] / pair(config["pp"]["crop"])[0]
+        crop = pair(config["pp"]["crop"])
+        shares = {wanted[0] / crop[0], wanted[1] / crop[1]}
+        advice = f"set pp.second_share={min(shares):g}" if len(shares) == 1 else "take square patches"
         raise UserError(
             f"Expected a code for each of {grid[0]} x {grid[1]} patches, {where} takes pictures of {wanted[0]} x {wanted[1]} "
-            f"for that, got {f'{second[0]} x {second[1]}' if second else 'no second view'}: set pp.second_share={share:g}."
+            f"for that, got {f'{second[0]} x {second[1]}' if second else 'no second view'}: {advice}."
         )
 
 
@@ -93,8 +100,6 @@ def objective(config: Config, num_classes: int | None) -> Objective:
     `accuracy` is the share of hidden patches whose code is the likeliest.
     """
     pp, (_, most, _) = config["pp"], masking(config)
-    if second_crop(pp) is None:
-        raise UserError("Expected a second view of every picture for the tokenizer: set pp.second_share (BEiT: 0.5).")
 
     def prepare(batch: Any, key: Key[Array, ""], train: bool) -> Inputs:
         keys = fold(jax.random.split(key, batch.image.shape[0]), 1)
@@ -152,7 +157,8 @@ def picture(
     shown = {"original": original, "masked": np.where(seen, original, np.float32(0.5))}
     for title, values in (("tokenizer's codes", codes), ("predicted codes", guessed)):
         shown[title] = told(tokenizer, values.reshape(-1, *grid), model.cfg.patch_size)
-    return Drawing(shown, f"hidden: {float(jnp.mean(hidden)):.0%}; codes of hidden patches right: {right:.1%}")
+    note = f"hidden: {float(jnp.mean(hidden)):.0%}; codes of hidden patches right: {right:.1%}"
+    return Drawing(shown, f"{note}, of the tokenizer's view of the crops shown")
 
 
 def told(tokenizer: DVAE, codes: Int[Array, "b h w"], patch_size: tuple[int, int]) -> Float[np.ndarray, "b H W c"]:

@@ -26,7 +26,7 @@ class Objective(NamedTuple):
     needs neighbours or must not depend on micro-batches. `losses(model, inputs, keys, train) -> (loss, metrics)` sees any
     slice of that and gives one (total, count) an example, so slices add up to the full batch exactly. What changes over the
     run (a temperature) comes from `schedules(step)`: numbers that `losses` finds among its inputs. What frozen networks say
-    of the batch comes from `consult(inputs, **networks)`: inputs with targets in place of what only they look at.
+    of the batch comes from `consult(inputs, **networks)`: of any slice, inputs with targets in place of what only they see.
     """
 
     prepare: Callable[[Any, Key[Array, ""], bool], Inputs]
@@ -34,10 +34,10 @@ class Objective(NamedTuple):
     schedules: Callable[[Int[Array, ""]], dict[str, Float[Array, ""]]] = lambda step: {}
     consult: Callable[..., Inputs] = lambda inputs: inputs
 
-    def inputs(self, batch: Any, key: Key[Array, ""], train: bool, step: Any = AT_THE_END, **networks: Any) -> Inputs:
-        """`prepare`, `consult`, and what `schedules` says, one an example. Evaluation is at the end of every schedule."""
+    def inputs(self, batch: Any, key: Key[Array, ""], train: bool, step: Any = AT_THE_END) -> Inputs:
+        """`prepare`, and what `schedules` says, one an example. Evaluation is at the end of every schedule."""
         now = self.schedules(jnp.asarray(step, jnp.int32))
-        return self.consult(self.prepare(batch, key, train), **networks) | {
+        return self.prepare(batch, key, train) | {
             name: jnp.broadcast_to(value, batch.weight.shape) for name, value in now.items()
         }
 

@@ -155,12 +155,13 @@ def make_step(
 
     def on_mesh(state: State, batch: Batch, seed: Int[Array, ""], taught_by: dict[str, Any]) -> tuple[State, Report]:
         key = key_for(seed, "train", state.step)
-        inputs = objective.inputs(batch, key, True, state.step, **taught_by)
+        inputs = objective.inputs(batch, key, True, state.step)
         keys = jax.random.split(key, batch.image.shape[0])
 
         def total_loss(params: Any, inputs: Any, keys: Any) -> tuple[Array, Any]:
             model = nnx.merge(graph, params)
-            loss, metrics = objective.losses(model, inputs, keys, True)
+            # Asked of each micro-batch: what a frozen network holds meanwhile is bounded by accumulation, too.
+            loss, metrics = objective.losses(model, objective.consult(inputs, **taught_by), keys, True)
             reduced = loss.reduce()
             sums = reduced, {name: mean.reduce() for name, mean in metrics.items()}
             return reduced.total, (sums, statistics_of(model))
@@ -177,7 +178,8 @@ def make_step(
         params = descended(state.params, updates, lr_scales(state.params, config), rate, shared)
         params = jax.tree_util.tree_map_with_path(lambda path, p: statistics.get(path_name(path), p), params)
         # A finite gradient can still give infinite numbers, which no later step would heal.
-        finite = jnp.isfinite(loss.total) & jnp.isfinite(norm) & all_finite((params, opt_state))
+        # And a loss of nothing at all (no patch hidden in the whole batch) is no number either.
+        finite = jnp.isfinite(loss.total) & (loss.count > 0) & jnp.isfinite(norm) & all_finite((params, opt_state))
         # Also on a skipped step the clock moves on: the data does, too.
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
