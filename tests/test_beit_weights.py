@@ -256,7 +256,7 @@ def test_reconstruct_asks_for_the_tokenizer_that_no_file_names(published, pictur
     write_native(Weights(params, config, None, None, "native"), str(tmp_path / "codes"))
     given = ["reconstruct", str(published[MASKED][1]), str(pictures / "test" / "dark" / "0.png"), "--out"]
     assert main([*given, str(tmp_path / "x.png")]) == 2
-    assert "Expected the weights of a tokenizer, got none" in capsys.readouterr().err
+    assert "Expected the tokenizer that these weights learned from" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
     assert main([*given, str(tmp_path / "x.png"), "--tokenizer", str(tmp_path / "codes")]) == 0
     assert "codes of hidden patches right" in capsys.readouterr().out

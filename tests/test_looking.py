@@ -144,7 +144,7 @@ def test_features_of_layers_and_forms():
 def workdir(small, tmp_path):
     from vit_jax import train
 
-    def draw(workdir, config, model, batch):
+    def draw(workdir, config, model, batch, networks):
         np.save(workdir / "drawn.npy", batch.label)
 
     train.run(small("pretrain", total_steps=2, warmup_steps=1), tmp_path / "mae", draw=draw)

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 
 from tests.networks import for_tiny_networks, networks_for
-from tests.test_sharding import MESHES, QUICK, assert_equal_steps, one_step
+from tests.test_sharding import MESHES, assert_equal_steps, one_step
 from tests.test_training import busy
 from vit_jax import configuration, sharding
 from vit_jax.methods import method_of
 from vit_jax.methods.beit import hidden_blocks
 from vit_jax.ops.paths import flat_params
 from vit_jax.planning.hlo import KINDS
+
+ORDINARY = [(1, 8, 1), (2, 2, 2)]  # (data, fsdp, tensor); the other meshes are slow
 
 
 def masked(small, method):
@@ -36,7 +38,7 @@ def _all_is_large(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "sizes", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in MESHES], ids=str
+    "sizes", [s if s in ORDINARY else pytest.param(s, marks=pytest.mark.slow) for s in MESHES], ids=str
 )
 @pytest.mark.parametrize("method", ["simmim", "beit"])
 def test_eight_devices_equal_one(small, kept, method, sizes):

@@ -44,7 +44,8 @@ def command(workdir, method, fields):
     return training(workdir, f"pretrain,{method}", **fields)
 
 
-@pytest.mark.parametrize("method", ["simmim", pytest.param("beit", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_two_processes_are_one(method, fields, tmp_path):
     """The same order of examples, masks and codes, losses and exact evaluation."""
     changes = fields(method, total_steps=10, checkpoint_every=0, unroll=1)

@@ -83,6 +83,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(made, tmp_path, method, mesh):
     assert not any("tokenizer" in path for path in Checkpoints(tmp_path / "whole", read_only=True).params(6))
 
 
+@pytest.mark.slow
 def test_killed_and_continued_is_bit_equal(tokenizers, tmp_path):
     beit = [
         "--config=digits.py:pretrain,beit", "--config.beit.vocab_size=16", f"--config.beit.tokenizer={tokenizers}/seed0",

@@ -146,6 +146,7 @@ def test_local_plans_are_the_program_that_trains(small, stage, remat):
     assert rows["schedule"] == {"steps": 6}
 
 
+@pytest.mark.slow
 def test_a_frozen_tokenizer_lies_there_and_is_counted(small, tmp_path, capsys):
     """BEiT with one trained for a step: its parameters are arguments of the step and part of no state."""
     made = small("pretrain,tokenizer", total_steps=1, warmup_steps=0)
@@ -194,7 +195,7 @@ def test_search_ranks_what_fits_by_time(tiny, monkeypatch):
     plan = make_plan(tiny, 10, jax.devices())
     seconds = {8: 3.0, 2: 1.0, 1: 2.0, 4: 9.0}
 
-    def by_fsdp(config, classes, devices):
+    def by_fsdp(config, classes, devices, *_):
         sizes = sharding.resolve(dict(config.mesh), 8)
         enough = config.remat == "full" or sizes["fsdp"] > 1
         made = plan._replace(mesh=sizes, settings={"remat": config.remat}, seconds={"compute": seconds[sizes["fsdp"]]})
@@ -212,7 +213,7 @@ def test_what_fits_is_found_by_trying(tiny, monkeypatch):
     plan = make_plan(tiny, 10, jax.devices())
     made = []
 
-    def fits_with_full_remat(config, classes, devices):
+    def fits_with_full_remat(config, classes, devices, *_):
         made.append(config.remat)
         return plan._replace(limit=None if config.remat == "full" else 1.0)
 
@@ -288,6 +289,7 @@ def test_published_sizes_ship_with_a_slice_that_takes_their_batch(recipe):
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_a_step_that_does_not_fit_exits_1_and_names_what_does():
     status, rows, words = plan_in_a_process(
         "--config=vit_scratch.py:b16",

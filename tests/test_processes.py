@@ -126,6 +126,7 @@ def test_the_number_of_processes_changes_nothing(two_by_four, tmp_path, count, l
     assert all(row["examples"] == 360 for row in read_metrics(tmp_path / "run") if row["kind"] == "eval")
 
 
+@pytest.mark.slow
 def test_a_killed_process_stops_the_others_and_the_restart_continues_exactly(two_by_four, tmp_path):
     """A worker killed, the coordinator killed, one told to stop, Ctrl-C on one: the same parameters in the end."""
     workdir = tmp_path / "run"
