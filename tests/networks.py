@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vit_jax import configuration, derived
+from vit_jax import configuration, derived, train
 from vit_jax.methods import method_of
 from vit_jax.methods.building import build
 from vit_jax.methods.method import Network, Networks
@@ -32,6 +32,19 @@ def for_tiny_networks(config):
         patch = config.model.patches.size
         config.beit.update({"vocab_size": TOKENIZER["vocab_size"], "num_masked": None, "min_block": None})
         config.pp.second_share = 2 / (patch if isinstance(patch, int) else patch[0])
+    return config
+
+
+def trained_networks(config, folder):
+    """`config` with the workdirs of networks that fit it, each trained for a step of made-up pictures."""
+    for name, spec in method_of(config).frozen.items():
+        made = configuration.load("digits.py:pretrain,tokenizer")
+        made.update({"dataset": "fake", "batch": 16, "total_steps": 1, "warmup_steps": 0, "num_threads": 1})
+        made.pp.update({"train": "train", "crop": 8, "channels": config.pp.channels})
+        made.tokenizer.update(TOKENIZER)
+        spec.fits(made, config)
+        train.run(made, folder / name)
+        config.update_from_flattened_dict({spec.field: str(folder / name)})
     return config
 
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import shrink_section
+from tests.networks import for_tiny_networks, trained_networks
 from tests.test_every_recipe import ARGUMENTS
 from vit_jax import configuration, train
 
@@ -55,7 +56,7 @@ def shrink(config):
 def test_recipe_takes_a_step(name, argument, folder, tmp_path):
     config = shrink(configuration.load(f"{name}:{argument.replace('FOLDER', str(folder))}".rstrip(":")))
     config.mesh.data = 8
-    result = train.run(config, tmp_path)
+    result = train.run(trained_networks(for_tiny_networks(config), tmp_path / "networks"), tmp_path / "run")
     assert result.step == 1
     assert np.isfinite(result.metrics["loss"])
 
