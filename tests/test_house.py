@@ -25,7 +25,8 @@ HOUSE = {
     "signals": (set(), FRAMEWORKS | {"numpy"}),
     "watchdog": (set(), FRAMEWORKS | {"numpy"}),
     "processes": ({"contracts", "signals"}, {"flax", "optax"}),
-    "workdirs": ({"contracts", "configuration", "processes", "data"}, {"flax", "optax"}),
+    "locks": ({"contracts", "processes"}, {"flax", "optax"}),
+    "workdirs": ({"contracts", "configuration", "data"}, {"flax", "optax"}),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),
 }
 LAST = {"commands", "visualisation", "planning", "main", "api"}  # what the loop and the parts never import

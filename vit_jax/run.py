@@ -19,6 +19,7 @@ from vit_jax.data.loader import Batches, eval_batches, spread_batch, train_batch
 from vit_jax.data.sources import Source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.evaluators import evaluate
+from vit_jax.locks import Lock
 from vit_jax.methods import method_of
 from vit_jax.methods.method import Networks
 from vit_jax.training.best import FOLDER as BEST
@@ -39,7 +40,7 @@ class Run:
     workdir: Path
     draw: Draw | None
     stop: processes.Stop
-    lock: workdirs.Lock
+    lock: Lock
     watch: Watchdog
     mesh: Mesh
     source: Source

@@ -22,6 +22,7 @@ from vit_jax.data.sources import Source, check_classes, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
 from vit_jax.evaluation.evaluators import make_eval_step
+from vit_jax.locks import Lock
 from vit_jax.methods import method_of
 from vit_jax.models.registry import count_params, pair
 from vit_jax.run import Draw, Run
@@ -63,7 +64,7 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None, typed: fr
     """
     configuration.check(config)
     watch = Watchdog(Path(workdir), config["hang_seconds"], speaks=jax.process_index() == 0)
-    lock = workdirs.Lock(workdir)
+    lock = Lock(workdir)
     with contextlib.closing(processes.Stop()) as stop, contextlib.closing(watch), contextlib.closing(lock):
         if jax.process_index() == 0:
             print(f"{config['dataset']} -> {workdir}", flush=True)
@@ -82,7 +83,7 @@ def prepare(
     workdir: Path,
     draw: Draw | None,
     stop: processes.Stop,
-    lock: workdirs.Lock,
+    lock: Lock,
     watch: Watchdog,
     typed: frozenset[str] = frozenset(),
 ) -> Run:
