@@ -13,6 +13,7 @@ FRAMEWORKS = {"jax", "flax", "optax", "torch", "tensorflow", "transformers"}
 HOUSE = {
     "contracts": (set(), {"jax", "flax", "optax"}),
     "derived": ({"contracts"}, {"jax", "flax", "optax"}),
+    "places": ({"contracts"}, FRAMEWORKS | {"numpy"}),
     "sharding": (set(), {"flax", "optax"}),
     "ops": ({"contracts"}, {"flax", "optax"}),
     "data": ({"contracts", "derived"}, {"jax", "flax", "optax"}),
@@ -20,12 +21,12 @@ HOUSE = {
     "methods": ({"contracts", "derived", "sharding", "ops", "models"}, {"optax"}),
     "conversion": ({"contracts", "derived", "sharding", "ops", "models", "methods"}, {"optax"}),
     "evaluation": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
-    "training": ({"contracts", "derived", "sharding", "processes", "ops", "models", "methods"}, set()),
+    "training": ({"contracts", "derived", "sharding", "places", "processes", "ops", "models", "methods"}, set()),
     "planning": ({"contracts", "derived", "sharding", "devices", "ops", "models", "methods", "training"}, {"optax"}),
     "signals": (set(), FRAMEWORKS | {"numpy"}),
     "watchdog": (set(), FRAMEWORKS | {"numpy"}),
-    "processes": ({"contracts", "signals"}, {"flax", "optax"}),
-    "locks": ({"contracts", "processes"}, {"flax", "optax"}),
+    "processes": ({"contracts", "places", "signals"}, {"flax", "optax"}),
+    "locks": ({"contracts", "places", "processes"}, {"flax", "optax"}),
     "workdirs": ({"contracts", "configuration", "data"}, {"flax", "optax"}),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),
 }

@@ -70,7 +70,7 @@ def test_a_second_run_touches_nothing(small, tmp_path):
 
 
 def written_by(workdir, **changes):
-    (workdir / LOCK).write_text(json.dumps(locks._who() | changes))
+    (workdir / LOCK).write_text(json.dumps(locks.who() | changes))
 
 
 @pytest.mark.parametrize("lockable", [True, False], ids=["", "on a disk without locks"])

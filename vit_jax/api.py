@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ from vit_jax.methods import method_of
 from vit_jax.methods.building import assemble, build
 from vit_jax.models.vit import ViT
 from vit_jax.ops.pixels import normalise
+from vit_jax.places import Where
 from vit_jax.weights import open_weights
 
 log = logging.getLogger("vit_jax")
@@ -127,7 +127,7 @@ class Trained:
 
 
 def load(
-    path: str | Path,
+    path: Where,
     *,
     step: int | None = None,
     averaged: bool = True,

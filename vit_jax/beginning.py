@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import numpy as np
+from etils import epath
 
 from vit_jax import configuration, sharding
 from vit_jax.contracts import Config
@@ -48,7 +47,7 @@ def begin(
 
 
 def with_weights(
-    config: Config, workdir: Path, typed: frozenset[str], notes: list[str]
+    config: Config, workdir: epath.Path, typed: frozenset[str], notes: list[str]
 ) -> tuple[Config, tuple[Weights, int] | None]:
     """`config` with the fields that given weights bring, and the weights where this run begins with them.
 
@@ -71,7 +70,7 @@ def with_weights(
     return config, weights
 
 
-def begun_with(workdir: Path) -> Config | None:
+def begun_with(workdir: epath.Path) -> Config | None:
     """The configuration in this workdir's own last checkpoint."""
     if not (workdir / FOLDER).is_dir():
         return None

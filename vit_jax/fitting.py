@@ -12,16 +12,17 @@ import ml_collections
 from vit_jax import command_line, pace
 from vit_jax.api import Trained, load
 from vit_jax.contracts import Config, UserError
+from vit_jax.places import Where
 from vit_jax.run_figures import draw_run
 from vit_jax.train import run
 
 
-def fit(config: str | Config, workdir: str | Path, fields: Mapping[str, Any] | None = None) -> Trained:
+def fit(config: str | Config, workdir: Where, fields: Mapping[str, Any] | None = None) -> Trained:
     """Train, or continue what `workdir` holds, and open what came of it.
 
     Args:
       config: FILE:ARG as `--config` takes it ("digits.py:scratch"), or a configuration.
-      workdir: folder of checkpoints, metrics and figures; made if missing.
+      workdir: folder of checkpoints, metrics and figures, on a disk or in a bucket (gs://); made if missing.
       fields: set in the configuration, by name: {"batch": 48, "pp.crop": 32}.
 
     Raises:
@@ -36,7 +37,7 @@ def finetune(
     *,
     init_from: str | Path | None = None,
     minutes: int | float | None = None,
-    workdir: str | Path | None = None,
+    workdir: Where | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> Trained:
     """A classifier of your own pictures: a folder a class, or {train,test} with a folder a class in each.
@@ -54,7 +55,7 @@ def finetune(
     """
     folder = Path(pictures).expanduser()
     stage = "quick" if init_from is None else "finetune"
-    place = Path(workdir) if workdir is not None else Path("runs") / folder.absolute().name
+    place = workdir if workdir is not None else Path("runs") / folder.absolute().name
     wanted = dict(fields or {})
     if init_from is not None:
         wanted["init_from"] = str(init_from)
@@ -79,7 +80,7 @@ def _given(config: str | Config, fields: Mapping[str, Any]) -> command_line.Give
     return command_line.with_settings(made, settings)
 
 
-def _fit(given: command_line.Given, workdir: str | Path) -> Trained:
+def _fit(given: command_line.Given, workdir: Where) -> Trained:
     ended = run(given.config, workdir, draw=draw_run, typed=given.typed)
     if ended.stopped:
         raise KeyboardInterrupt

@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import jax
 
 from vit_jax import processes
 from vit_jax.contracts import UserError
+from vit_jax.places import Where
 
 log = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -35,7 +37,7 @@ _held: set[str] = set()  # by this process: POSIX's locks do not tell its thread
 class Lock:
     """The right to write into a workdir. Of several processes the first one holds it for all."""
 
-    def __init__(self, workdir: str | Path):
+    def __init__(self, workdir: Where):
         self.workdir = Path(workdir).absolute()
         self.path = self.workdir / LOCK
         self._file: int | None = None
@@ -69,10 +71,7 @@ class Lock:
                 "put it back, or start again."
             )
         if (words := self._read(self._file)) != self._words:
-            raise UserError(
-                f"Expected the workdir {self.workdir} to be this run's alone, {_named(words)} has taken it, as this one "
-                "gave no sign of life: this run ends here."
-            )
+            raise UserError(lost(self.workdir, parsed(words)))
 
     def close(self) -> None:
         """Give the lock back. The file stays, empty: who removes it may remove the next holder's."""
@@ -96,11 +95,8 @@ class Lock:
             file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 if holder := self._holder(file):
-                    return (
-                        f"Expected the workdir {self.workdir} to be free, {_named(holder)} uses it: wait for that run or "
-                        "end it, or give another --workdir."
-                    )
-                self._words = json.dumps(_who()).encode()
+                    return taken(self.workdir, parsed(holder))
+                self._words = json.dumps(who()).encode()
                 os.ftruncate(file, 0)
                 os.pwrite(file, self._words, 0)
                 os.fsync(file)
@@ -125,16 +121,13 @@ class Lock:
         words = self._read(file)
         if not words:
             return None
-        holder, here = _parsed(words), _who()
-        if holder.get("machine") == here["machine"]:
-            alive = _started(holder.get("pid")) == holder.get("started") is not None
-        else:
-            log.warning(
-                "%s has used %s: waiting up to %d s for a sign of life", _named(words), self.workdir, PATIENCE_SECONDS
-            )
+        holder = parsed(words)
+        alive = lives_here(holder)
+        if alive is None:
+            waiting(self.workdir, holder)
             alive = self._shows_life(file)
         if not alive:
-            log.warning("%s is dead: its workdir %s is taken over", _named(words), self.workdir)
+            dead(self.workdir, holder)
         return words if alive else None
 
     def _shows_life(self, file: int) -> bool:
@@ -159,7 +152,8 @@ class Lock:
                 os.utime(self._file)
 
 
-def _who() -> dict[str, Any]:
+def who() -> dict[str, Any]:
+    """Who asks, so that anybody on any machine can tell whether it still lives."""
     return {
         "host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "machine": _machine(),
         "token": uuid.uuid4().hex,
@@ -190,7 +184,8 @@ def _started(pid: Any) -> str | None:
     return "unknown"
 
 
-def _parsed(words: bytes) -> dict[str, Any]:
+def parsed(words: bytes) -> dict[str, Any]:
+    """What a holder wrote of itself; empty where nobody did, or not whole."""
     try:
         holder = json.loads(words)
     except ValueError:
@@ -198,6 +193,37 @@ def _parsed(words: bytes) -> dict[str, Any]:
     return holder if isinstance(holder, dict) else {}
 
 
-def _named(words: bytes) -> str:
-    holder = _parsed(words)
+def lives_here(holder: Mapping[str, Any]) -> bool | None:
+    """Whether a holder on this machine lives; None where it is on another one."""
+    if holder.get("machine") != _machine():
+        return None
+    return _started(holder.get("pid")) == holder.get("started") is not None
+
+
+# What is said of a holder.
+
+
+def _named(holder: Mapping[str, Any]) -> str:
     return f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown host')}"
+
+
+def taken(workdir: Where, holder: Mapping[str, Any]) -> str:
+    return (
+        f"Expected the workdir {workdir} to be free, {_named(holder)} uses it: wait for that run or end it, or give another "
+        "--workdir."
+    )
+
+
+def lost(workdir: Where, holder: Mapping[str, Any]) -> str:
+    return (
+        f"Expected the workdir {workdir} to be this run's alone, {_named(holder)} has taken it, as this one gave no sign of "
+        "life: this run ends here."
+    )
+
+
+def waiting(workdir: Where, holder: Mapping[str, Any]) -> None:
+    log.warning("%s has used %s: waiting up to %d s for a sign of life", _named(holder), workdir, PATIENCE_SECONDS)
+
+
+def dead(workdir: Where, holder: Mapping[str, Any]) -> None:
+    log.warning("%s is dead: its workdir %s is taken over", _named(holder), workdir)

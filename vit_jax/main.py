@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from pathlib import Path
 
 from vit_jax import signals
 
@@ -22,7 +21,7 @@ Trains as the config says, or continues the run that DIR holds. An example that 
 
   {program} --workdir=runs/try --config=digits.py:scratch --config.batch=48 --config.total_steps=100
 
-  --workdir=DIR         checkpoints, metrics.jsonl, TensorBoard events and figures
+  --workdir=DIR         checkpoints, metrics.jsonl, TensorBoard events and figures; also gs://bucket/folder
   --config=FILE[:ARG]   a file of your own, or one of
 {recipes}
   --config.FIELD=VALUE  any field of the config, such as --config.batch=256 or --config.pp.crop=192
@@ -64,7 +63,7 @@ def _train(argv: list[str]) -> None:
     from vit_jax.train import run
 
     processes.join(args.coordinator, args.num_processes, args.process_id)
-    run(given.config, Path(args.workdir), draw=draw_run, typed=given.typed)
+    run(given.config, args.workdir, draw=draw_run, typed=given.typed)
 
 
 def heed_googles_fields(config: Config) -> None:

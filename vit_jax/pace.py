@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.contracts import Config
+from vit_jax.places import Where, place
 from vit_jax.run import Draw
 from vit_jax.train import run
 from vit_jax.training.checkpoints import FOLDER, Checkpoints
@@ -28,16 +29,16 @@ def steps_in(minutes: int | float, config: Config, typed: frozenset[str]) -> int
     tried: Any = copy.deepcopy(config)
     tried.update({"total_steps": TIMED, "total_epochs": None, "warmup_steps": 0, "warmup_epochs": None})
     tried.update({"progress_every": TIMED // 2, "eval_every": 0, "checkpoint_every": 0, "figures_every": 0})
-    with tempfile.TemporaryDirectory() as place:
-        run(tried, Path(place) / "tried", nothing, typed)
-        rows = [row for row in read_metrics(Path(place) / "tried") if row["kind"] == "train"]
+    with tempfile.TemporaryDirectory() as folder:
+        run(tried, Path(folder) / "tried", nothing, typed)
+        rows = [row for row in read_metrics(Path(folder) / "tried") if row["kind"] == "train"]
     seconds = config["batch"] / statistics.median(row["img/s"] for row in rows[1:])
     return max(TIMED, round(60 * minutes * SHARE / seconds))
 
 
-def steps_of(workdir: Path) -> int | None:
+def steps_of(workdir: Where) -> int | None:
     """The length of the run that a workdir holds already; None: there is none."""
-    if not (workdir / FOLDER).is_dir():
+    if not (place(workdir) / FOLDER).is_dir():
         return None
     checkpoints = Checkpoints(workdir, read_only=True)
     found = checkpoints.newest(lambda step: checkpoints.read(step)[0]["total_steps"])

@@ -20,9 +20,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from vit_jax import signals
 from vit_jax.contracts import UserError, first_line
+from vit_jax.places import reached
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long is taken for dead, and the others stop
 ABORTED = 3  # exit status of a process that stopped because another one did
@@ -231,10 +233,11 @@ def meet() -> None:
     gather(0)
 
 
-def make_shared_folder(folder: Path) -> None:
+def make_shared_folder(folder: epath.Path) -> None:
     """Make the workdir; refuse one that is not the same folder for every process: checkpoints would be torn apart."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with reached(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Expected a workdir that can be written, {folder} cannot ({error.strerror}).") from error
     if jax.process_count() == 1:
@@ -254,7 +257,7 @@ def make_shared_folder(folder: Path) -> None:
         blind = [number for number, found in enumerate(seen) if not found]
         raise UserError(
             f"Expected a workdir that all processes share, {folder} of process 0 is not seen by process "
-            f"{', '.join(map(str, blind))}: give --workdir on a shared file system or a bucket mounted everywhere."
+            f"{', '.join(map(str, blind))}: give --workdir on a shared file system or in a bucket (gs://)."
         )
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
 from vit_jax import processes, sharding, workdirs
-from vit_jax.contracts import Batch, Config
+from vit_jax.contracts import Batch, Config, UserError
 from vit_jax.data.loader import Batches, eval_batches, spread_batch, train_batches
 from vit_jax.data.sources import Source
 from vit_jax.data.transforms import Preprocess
@@ -22,6 +23,7 @@ from vit_jax.evaluation.evaluators import evaluate
 from vit_jax.locks import Lock
 from vit_jax.methods import method_of
 from vit_jax.methods.method import Networks
+from vit_jax.places import Mirror
 from vit_jax.training.best import FOLDER as BEST
 from vit_jax.training.best import NONE_YET, Best, best_of, value_of
 from vit_jax.training.checkpoints import Checkpoints
@@ -37,7 +39,7 @@ class Run:
     """What one run holds; `state` and `step` move, the rest stays."""
 
     config: Config
-    workdir: Path
+    mirror: Mirror
     draw: Draw | None
     stop: processes.Stop
     lock: Lock
@@ -60,7 +62,12 @@ class Run:
 
     def __post_init__(self) -> None:
         if metric := self.config["keep_best"]:
-            self.best = best_of(read_metrics(self.workdir), metric, self.step)
+            self.best = best_of(read_metrics(self.mirror.local), metric, self.step)
+
+    @property
+    def workdir(self) -> epath.Path:
+        """Where the checkpoints are; everything else is written into `mirror.local`."""
+        return self.mirror.workdir
 
     @functools.cached_property
     def best_checkpoints(self) -> Checkpoints:
@@ -129,7 +136,7 @@ class Run:
     def judged(self) -> dict[str, float] | None:
         """What an earlier start recorded of this step's evaluation: it may have ended before or after that."""
         found: dict[str, float] | None = None
-        for row in read_metrics(self.workdir):
+        for row in read_metrics(self.mirror.local):
             if (row["kind"], row["step"]) == ("eval", self.step):
                 found = {name: value for name, value in row.items() if name not in ("kind", "step", "time")}
         there = processes.gather(int(found is not None))[0]  # the first process writes them
@@ -143,17 +150,20 @@ class Run:
         params, frozen = processes.to_host((self.best_params, self.program.frozen))
         if jax.process_index() == 0:
             model, networks = nnx.merge(self.program.graph, params), self.networks.merged(*frozen)
-            self.draw(self.workdir, self.config, model, spread_batch(self.test, self.preprocess), networks)
+            self.draw(self.mirror.local, self.config, model, spread_batch(self.test, self.preprocess), networks)
 
     def save(self) -> None:
         """State, clock and data position together; nothing from a streak of steps that were not finite."""
         self.lock.check()
         self.watch.waits_for(f"a checkpoint in {self.workdir} to be written", SLOW)
+        self.mirror.push()  # before it: whoever goes on from this step finds what was recorded until then
         if int(self.state.skipped_in_row) == 0:
             self.checkpoints.save(self.state, workdirs.lasting(self.config), self.metadata)
 
     def close(self) -> None:
         self.tracker.close()
+        with contextlib.suppress(UserError):  # `finish` has said so, or what ended the run is said
+            self.mirror.push()
         self.checkpoints.close()
         if "best_checkpoints" in self.__dict__:
             self.best_checkpoints.close()

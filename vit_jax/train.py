@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 
 from vit_jax import configuration, derived, frozen, processes, sharding, workdirs
 from vit_jax.beginning import begin, begun_with, with_weights
+from vit_jax.bucket_lock import lock_of
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.decoding import check_channels
 from vit_jax.data.labels import labels_of, settled
@@ -25,6 +25,7 @@ from vit_jax.evaluation.evaluators import make_eval_step
 from vit_jax.locks import Lock
 from vit_jax.methods import method_of
 from vit_jax.models.registry import count_params, pair
+from vit_jax.places import Mirror, Where, place
 from vit_jax.run import Draw, Run
 from vit_jax.training import skipped
 from vit_jax.training.best import FOLDER as BEST
@@ -49,12 +50,12 @@ class Result(NamedTuple):
     stopped: bool
 
 
-def run(config: Config, workdir: str | Path, draw: Draw | None = None, typed: frozenset[str] = frozenset()) -> Result:
+def run(config: Config, workdir: Where, draw: Draw | None = None, typed: frozenset[str] = frozenset()) -> Result:
     """Train as `config` says; continue where `workdir` left off.
 
     Args:
       config: every field of configs/common.py.
-      workdir: folder of checkpoints, metrics and figures; made if missing.
+      workdir: folder of checkpoints, metrics and figures, on a disk or in a bucket; made if missing.
       draw: called with (workdir, config, model, a few test pictures, frozen networks) at `figures_every` and at the end.
       typed: fields that the user set by hand, which the weights of `init_from` do not decide.
 
@@ -63,13 +64,18 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None, typed: fr
       KeyboardInterrupt: after Ctrl-C, with the last step saved.
     """
     configuration.check(config)
-    watch = Watchdog(Path(workdir), config["hang_seconds"], speaks=jax.process_index() == 0)
-    lock = Lock(workdir)
-    with contextlib.closing(processes.Stop()) as stop, contextlib.closing(watch), contextlib.closing(lock):
+    lock, mirror = lock_of(place(workdir)), Mirror(place(workdir))
+    watch = Watchdog(mirror.local, config["hang_seconds"], speaks=jax.process_index() == 0)
+    with (
+        contextlib.closing(processes.Stop()) as stop,
+        contextlib.closing(mirror),
+        contextlib.closing(watch),
+        contextlib.closing(lock),
+    ):
         if jax.process_index() == 0:
             print(f"{config['dataset']} -> {workdir}", flush=True)
         with processes.together():
-            held = prepare(config, Path(workdir), draw, stop, lock, watch, typed)
+            held = prepare(config, mirror, draw, stop, lock, watch, typed)
         with contextlib.closing(held), processes.together():
             loop(held)
             metrics = finish(held)
@@ -80,7 +86,7 @@ def run(config: Config, workdir: str | Path, draw: Draw | None = None, typed: fr
 
 def prepare(
     config: Config,
-    workdir: Path,
+    mirror: Mirror,
     draw: Draw | None,
     stop: processes.Stop,
     lock: Lock,
@@ -88,6 +94,7 @@ def prepare(
     typed: frozenset[str] = frozenset(),
 ) -> Run:
     """Everything before the first step, in the order in which it can fail; nothing is written before it all fits."""
+    workdir = mirror.workdir
     # Devices
     use_compilation_cache()
     mesh = make_mesh(config)
@@ -131,11 +138,12 @@ def prepare(
     # Where we begin: 1 this workdir's own last checkpoint, 2 given weights, ours or converted, 3 from scratch
     processes.make_shared_folder(workdir)
     lock.take()
+    mirror.pull()
     checkpoints = Checkpoints(workdir, keep=config["keep_checkpoints"])
     state, note = begin(config, program, checkpoints, weights)
     step = int(state.step)
-    workdirs.describe(workdir, config, print_table(settings_table(program.abstract.params, config)))
-    tracker = Tracker(workdir, step=step, total_steps=total_steps, writes=jax.process_index() == 0)
+    workdirs.describe(mirror.local, config, print_table(settings_table(program.abstract.params, config)))
+    tracker = Tracker(mirror.local, step=step, total_steps=total_steps, writes=jax.process_index() == 0)
     tracker.say(
         f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
         f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"
@@ -149,7 +157,7 @@ def prepare(
     for line in notes:
         tracker.say(f"  {line}")
     metadata = _metadata(config, source, num_classes)
-    return Run(config, workdir, draw, stop, lock, watch, mesh, source, test, preprocess, num_classes, total_steps, networks,
+    return Run(config, mirror, draw, stop, lock, watch, mesh, source, test, preprocess, num_classes, total_steps, networks,
                program, eval_step, checkpoints, metadata, tracker, state, step)  # fmt: skip
 
 
@@ -235,6 +243,7 @@ def finish(run: Run) -> dict[str, float]:
     else:
         run.stop.close()  # figures alone are left, and the same command draws them
         run.picture()
+    run.mirror.push()
     return metrics or {}
 
 
@@ -311,7 +320,7 @@ def _log(tracker: Tracker, config: Config, window: Window, reports: list[Any], s
 
 def _guard(run: Run, reports: list[Any]) -> None:
     """Report skipped steps, keep their batch for a replay, and stop when too many come in a row."""
-    kept = skipped.keep_first(run.workdir, run.step, reports, run.batches)
+    kept = skipped.keep_first(run.mirror.local, run.step, reports, run.batches)
     if max(int(report.skipped_in_row) for report in reports) >= run.config["max_skipped_steps"]:
         in_row = int(reports[-1].skipped_in_row)
         raise UserError(

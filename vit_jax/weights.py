@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vit_jax import configuration
+from vit_jax import configuration, places
 from vit_jax.contracts import Config, UserError
 from vit_jax.conversion.catalogue import GOOGLE, recommended_augreg
 from vit_jax.conversion.convert import Weights, read
+from vit_jax.places import Where
 from vit_jax.training.checkpoints import FOLDER, Checkpoints
 
+FILES = (".npz", ".pth", ".pt", ".bin", ".safetensors", ".pkl")
 
-def open_weights(
-    path: str | Path, *, step: int | None = None, averaged: bool = True, **given: Any
-) -> tuple[Weights, int]:
+
+def open_weights(path: Where, *, step: int | None = None, averaged: bool = True, **given: Any) -> tuple[Weights, int]:
     """(weights, step) of a workdir or of a file; see `load`."""
-    if not os.path.isdir(Path(path) / FOLDER):  # of names that are too long for a path, too
+    if not holds_checkpoints(path):
         if os.path.isdir(path) and not any(any(Path(path).glob(kind)) for kind in ("*.json", "*.pkl")):
             raise UserError(
                 f"Expected a workdir with checkpoints, or a folder of weights, {path} is neither: fix the path."
             )
-        return read(path, configuration.completed, **given), 0
+        return read(os.fspath(path), configuration.completed, **given), 0
     if given:
         raise UserError(
             f"Expected {', '.join(given)} only for other people's files, {path} is a workdir that knows it."
@@ -47,6 +48,18 @@ def open_weights(
     # A workdir that came out of a conversion keeps its source's way of resizing positions.
     source = metadata.get("source", "native")
     return Weights(params, config, metadata["num_classes"], tuple(names) if names else None, source), step
+
+
+def holds_checkpoints(path: Where) -> bool:
+    """Whether `path` is a workdir. What has the name of a file in a bucket is not looked at: it may be anybody's."""
+    scheme = places.scheme_of(path)
+    if scheme is None:
+        return os.path.isdir(Path(path) / FOLDER)  # of names that are too long for a path, too
+    if scheme not in places.LIBRARIES or PurePosixPath(path).suffix in FILES:
+        return False
+    address = places.place(path)
+    with places.reached(address):
+        return (address / FOLDER).is_dir()
 
 
 def given_weights(config: Config) -> str | None:

@@ -47,6 +47,13 @@ def filled(text: str) -> str:
     return text
 
 
+def local(text: str) -> str:
+    """Type of an argument: where a command writes, which is a disk."""
+    if "://" in filled(text):
+        raise argparse.ArgumentTypeError(f"expected a path on a disk, got {text!r}: write there, then copy")
+    return text
+
+
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)

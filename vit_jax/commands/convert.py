@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import configuration
-from vit_jax.commands.arguments import Parser, filled, whole
+from vit_jax.commands.arguments import Parser, filled, local, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.contracts import UserError
 from vit_jax.conversion.convert import FORMATS, Weights, hidden_in_files, refit, rounded, write
@@ -38,7 +38,7 @@ MEANT = ("activation", "norm_eps", "positions")
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=filled)
-    parser.add_argument("destination", type=filled)
+    parser.add_argument("destination", type=local)
     parser.add_argument("--to", choices=("native", *FORMATS), default="native")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the numbers written")
     add_given(parser)

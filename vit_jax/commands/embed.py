@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from vit_jax.api import load
-from vit_jax.commands.arguments import Parser, filled, whole
+from vit_jax.commands.arguments import Parser, filled, local, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.pictures import Pictures
 from vit_jax.contracts import UserError
@@ -21,7 +21,7 @@ def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax embed", description=__doc__)
     parser.add_argument("workdir", type=filled)
     parser.add_argument("pictures", type=filled, nargs="+", help="pictures, or folders of them")
-    parser.add_argument("--out", type=filled, default="features.npz", help=".npz or .parquet")
+    parser.add_argument("--out", type=local, default="features.npz", help=".npz or .parquet")
     parser.add_argument("--pool", choices=("mean", "cls", "model"), default="mean")
     parser.add_argument("--batch", type=whole(1, 2**20), default=64, help="pictures at a time (default 64)")
     add_given(parser)

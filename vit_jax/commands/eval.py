@@ -14,7 +14,7 @@ from flax import nnx
 
 from vit_jax import sharding
 from vit_jax.api import Trained, load
-from vit_jax.commands.arguments import Parser, filled, whole
+from vit_jax.commands.arguments import Parser, filled, local, whole
 from vit_jax.commands.embed import written_whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.networks import add_networks, networks_of
@@ -43,7 +43,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--batch", type=whole(1, 2**20), help="default: the run's batch_eval")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument(
-        "--out", type=filled, help="folder for per_class.csv, confusion.csv and confusion.png (per_number.csv)"
+        "--out", type=local, help="folder for per_class.csv, confusion.csv and confusion.png (per_number.csv)"
     )
     add_networks(parser)
     add_given(parser)

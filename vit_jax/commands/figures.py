@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vit_jax.api import Trained, load
-from vit_jax.commands.arguments import Parser, filled, whole
+from vit_jax.commands.arguments import Parser, filled, local, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.contracts import UserError
 from vit_jax.data.given import records_of
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax figures", description=__doc__)
     parser.add_argument("weights", type=filled, help="a workdir, or a file that `vit-jax convert` reads")
     parser.add_argument("pictures", type=filled, nargs="+")
-    parser.add_argument("--out", type=filled, default="figures", help="folder for the pictures drawn")
+    parser.add_argument("--out", type=local, default="figures", help="folder for the pictures drawn")
     parser.add_argument(
         "--layers", type=whole(-(10**6), 10**6), nargs="*", default=[-1], help="whose attention, from 0; -1 is the last"
     )

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.api import load
-from vit_jax.commands.arguments import Parser, filled, whole
+from vit_jax.commands.arguments import Parser, filled, local, whole
 from vit_jax.commands.embed import written_whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.pictures import Pictures
@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--batch", type=whole(1, 2**20), default=64, help="pictures at a time (default 64)")
     parser.add_argument("--json", action="store_true", help="one JSON object a picture")
     parser.add_argument(
-        "--csv", type=filled, help="a file to write instead: the class and its probability, or every class or number"
+        "--csv", type=local, help="a file to write instead: the class and its probability, or every class or number"
     )
     add_given(parser)
     args = parser.parse_args(argv)

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 from vit_jax import configuration
-from vit_jax.commands.arguments import Parser, filled, whole
+from vit_jax.commands.arguments import Parser, filled, local, whole
 from vit_jax.contracts import UserError
 from vit_jax.data.prepare import prepare
 
@@ -14,7 +14,7 @@ from vit_jax.data.prepare import prepare
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax prepare", description=__doc__)
     parser.add_argument("folder", type=filled)
-    parser.add_argument("out", type=filled)
+    parser.add_argument("out", type=local)
     parser.add_argument("--seed", type=whole(0), default=0, help="of the split, where the folder has none")
     args = parser.parse_args(argv)
     summary = prepare(args.folder, args.out, seed=args.seed, metadata=seen(Path(args.folder)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.api import load
-from vit_jax.commands.arguments import Parser, filled, whole
+from vit_jax.commands.arguments import Parser, filled, local, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.networks import add_networks, networks_of
 from vit_jax.contracts import UserError
@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax reconstruct", description=__doc__)
     parser.add_argument("workdir", type=filled)
     parser.add_argument("pictures", type=filled, nargs="+")
-    parser.add_argument("--out", type=filled, default="reconstructions.png")
+    parser.add_argument("--out", type=local, default="reconstructions.png")
     parser.add_argument("--num-visible", type=whole(1), help="patches left visible (default: as trained)")
     parser.add_argument("--mask", choices=("random", "block", "grid"), help="default: as trained")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the masks")

@@ -16,7 +16,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -24,9 +23,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from vit_jax import processes
+from vit_jax import places, processes
 from vit_jax.contracts import UserError, first_line
 from vit_jax.ops.paths import flat_params, path_name
+from vit_jax.places import Where
 from vit_jax.training import integrity
 from vit_jax.training.integrity import Damaged, Record
 from vit_jax.training.step import State
@@ -50,13 +50,13 @@ class Checkpoints:
     """The checkpoints of one workdir.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder, on a disk or in a bucket.
       keep: how many of the newest stay, at least 1. With 1 there is nothing to fall back on when that one is damaged.
       read_only: write nothing, and leave damaged steps where they are.
     """
 
-    def __init__(self, workdir: str | Path, *, keep: int = 2, read_only: bool = False):
-        self.folder = Path(workdir).absolute() / FOLDER
+    def __init__(self, workdir: Where, *, keep: int = 2, read_only: bool = False):
+        self.folder = places.place(workdir) / FOLDER
         self.keep, self.read_only = keep, read_only
         _hush_late_callbacks()
         if keep < 1:
@@ -77,8 +77,11 @@ class Checkpoints:
     # ---- which steps there are ----
 
     def steps(self) -> list[int]:
-        """All steps, oldest first, whole or not."""
-        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdecimal())
+        """All steps, oldest first, whole or not. In a bucket, which knows no rename, those that were committed."""
+        found = [path for path in self.folder.glob("*") if path.name.isdecimal()]
+        if places.in_bucket(self.folder):
+            found = [path for path in found if ocp.utils.is_checkpoint_finalized(path)]
+        return sorted(int(path.name) for path in found)
 
     def latest(self) -> int | None:
         """The newest step, whole or not."""
@@ -253,7 +256,7 @@ class Checkpoints:
         return {key.replace(".", "/"): leaf for key, leaf in found.items()}
 
     def _place(self, step: int, name: str) -> epath.Path:
-        return epath.Path(self.folder / str(step) / name)
+        return self.folder / str(step) / name
 
     def _together(self, step: int, read: Callable[[], Found]) -> Found:
         """What `read` gives; `Damaged` on every process where it fails on one. Nothing in it may wait for another."""

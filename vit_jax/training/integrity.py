@@ -10,12 +10,12 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from vit_jax.contracts import UserError
 from vit_jax.ops.checksums import checksum, checksum_on_device
@@ -30,7 +30,7 @@ RECORD = "checksums"  # the field of a step's metadata that holds the record; ch
 class Damaged(UserError):
     """A checkpoint that is not what was written. The message is the whole sentence."""
 
-    def __init__(self, place: Path, why: str):
+    def __init__(self, place: epath.Path, why: str):
         super().__init__(f"Expected the checkpoint {place} as it was written, it is damaged ({why}): use another step.")
         self.step, self.why = place.name, why
 
@@ -97,7 +97,7 @@ def stored_arrays(record: Record, name: str) -> dict[str, tuple[tuple[int, ...],
     }
 
 
-def compare(place: Path, sums: Mapping[str, int], record: Record) -> None:
+def compare(place: epath.Path, sums: Mapping[str, int], record: Record) -> None:
     """Raise `Damaged` where an array is not what the record says."""
     wrong = sorted(key for key, found in sums.items() if record[key][2] != found)
     if wrong:

@@ -15,17 +15,18 @@ from typing import Any
 
 from vit_jax.contracts import UserError, to_json
 from vit_jax.ops.means import Mean, average
+from vit_jax.places import Where, place
 
 METRICS = "metrics.jsonl"
 
 
-def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: Where) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl. A line that is none of ours (cut off by a crash, damaged) is left out."""
-    path = Path(workdir) / METRICS
+    path = place(workdir) / METRICS
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
