@@ -5,7 +5,7 @@
 #
 # usage: launch/tpu.sh [--dry-run] SUBCOMMAND
 #   create [--spot]   a TPU VM now, or a refusal        queue [--spot]   a TPU VM when one is free (queued resource)
-#   setup             Python, vit_jax, the bucket       status           what the cloud says
+#   setup             Python, vit_jax, BUCKET           status           what the cloud says
 #   run CONFIG WORKDIR [--config.field=value ...]       starts training on all workers; refused while one trains
 #   logs [all]        follow worker 0, or the last lines of every worker
 #   stop              SIGTERM: all workers save the same step and end
@@ -13,7 +13,7 @@
 #   delete            the VM and its place in the queue; the bucket stays
 #
 # TPU_NAME, TPU_ZONE, TPU_TYPE (v5litepod-16) must be set. May be set: TPU_VERSION (runtime, otherwise by type),
-# TPU_PROJECT, BUCKET (mounted at /mnt/bucket), REPO (the checkout to install), POLL (seconds between looks),
+# TPU_PROJECT, BUCKET (with data: mounted at /mnt/bucket), REPO (the checkout to install), POLL (seconds between looks),
 # RESTARTS (failures after which `watch` gives up), DRY_RUN=1 (print the commands, run none).
 set -euo pipefail
 
@@ -117,8 +117,8 @@ case ${TPU_VERSION:-}/$TPU_TYPE in
 esac
 case $subcommand in
   run | watch)
-    [[ $# -ge 2 && $2 == /* ]] ||
-      die "Expected CONFIG and an absolute WORKDIR, got '$*': launch/tpu.sh $subcommand mae.py:b16 /mnt/bucket/runs/b16."
+    [[ $# -ge 2 && ($2 == /* || $2 == gs://?*) ]] ||
+      die "Expected CONFIG and an absolute WORKDIR or one on gs://, got '$*': launch/tpu.sh $subcommand mae.py:b16 gs://bucket/b16."
     "$subcommand" "$@" ;;
   logs) if [[ ${1:-} == all ]]; then ssh_to all 'tail -n 5 ~/vit_jax.log'; else ssh_to 0 'tail -n 100 -F ~/vit_jax.log'; fi ;;
   stop) on_each '' stop ;;

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One worker's part of launch/tpu.sh, which copies this file to every worker and runs it there.
 # usage: tpu_worker.sh setup | idle | start CONFIG WORKDIR [flags of vit-jax train] | stop | verdict
-# `setup` needs the network and a few GB of disk; with BUCKET it mounts that bucket at /mnt/bucket.
+# `setup` needs the network and a few GB of disk; with BUCKET it mounts that bucket at /mnt/bucket, to read data from. A WORKDIR
+# on gs:// needs no mount.
 set -euo pipefail
 
 log=$HOME/vit_jax.log
@@ -23,7 +24,8 @@ case ${1:-} in
         { echo "error: Expected gcsfuse on $(hostname), it is not there: install Cloud Storage FUSE, then setup." >&2; exit 2; }
       sudo mkdir -p /mnt/bucket
       sudo chown "$(id -u):$(id -g)" /mnt/bucket
-      # No cached answers: a worker must see at once what another wrote. Checkpoints are committed by renaming a folder.
+      # No cached answers: a worker must see at once what another wrote. In a workdir on the mount, checkpoints are committed
+      # by renaming a folder.
       gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 "$BUCKET" /mnt/bucket
     fi ;;
   idle)

@@ -27,6 +27,7 @@ HOUSE = {
     "watchdog": (set(), FRAMEWORKS | {"numpy"}),
     "processes": ({"contracts", "places", "signals"}, {"flax", "optax"}),
     "locks": ({"contracts", "places", "processes"}, {"flax", "optax"}),
+    "bucket_lock": ({"contracts", "places", "locks"}, FRAMEWORKS | {"numpy"}),
     "workdirs": ({"contracts", "configuration", "data"}, {"flax", "optax"}),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),
 }

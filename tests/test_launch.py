@@ -519,12 +519,14 @@ def test_gpu_pods_find_each_other():
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
-def test_mounts_hold_the_workdir(path):
+def test_mounts_hold_the_data_and_the_workdir_or_it_is_in_a_bucket(path):
     _, _, pod, container = parts(path)
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
-    (workdir,) = [word.partition("=")[2] for word in container["args"] if word.startswith("--workdir=")]
-    assert any(workdir.startswith(f"{place}/") for place in mounts.values())
+    given = dict(word.split("=", 1) for word in container["args"] if word.startswith("--"))
+    for place in (given["--workdir"], given["--config.dataset"]):
+        assert place.startswith(("gs://", *(f"{mount}/" for mount in mounts.values())))
+    assert not given["--config.dataset"].startswith("gs://")
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)

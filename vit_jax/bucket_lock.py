@@ -1,7 +1,7 @@
 """The lock of a workdir that lies in a bucket, which knows neither POSIX's locks nor touches.
 
 The object `.lock` names its holder and counts: it is written anew every few seconds, so whoever watches it change knows that
-the holder lives. Google's and Amazon's stores make an object only where there is none (`mode="create"`), which makes taking
+the holder lives. Google's and Amazon's stores make an object only where there is none (`only_new`), which makes taking
 the lock one step; where a store does not know that, both write, and the one whose words are not there has not got it.
 """
 
@@ -71,7 +71,7 @@ class BucketLock(Lock):
             self.path.unlink(missing_ok=True)
         me = locks.who() | {"beat": 0}
         try:
-            places.filesystem(self.path).pipe_file(str(self.path), json.dumps(me).encode(), mode="create")
+            places.put(self.path, json.dumps(me).encode(), only_new=True)
         except FileExistsError:
             return locks.taken(self.workdir, self._now())
         if (holder := self._now()).get("token") != me["token"]:
@@ -105,4 +105,4 @@ class BucketLock(Lock):
             with contextlib.suppress(Exception):  # the next one may get through
                 if self._now().get("token") == self._who["token"]:
                     self._who["beat"] += 1
-                    self.path.write_bytes(json.dumps(self._who).encode())
+                    places.put(self.path, json.dumps(self._who).encode())

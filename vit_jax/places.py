@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -72,6 +73,15 @@ def filesystem(where: epath.Path) -> Any:
     return epath.backend.fsspec_backend.fs(where)
 
 
+def put(where: epath.Path, data: bytes, *, only_new: bool = False) -> None:
+    """Write an object of a bucket in one request.
+
+    Raises:
+      FileExistsError: it is there already, and `only_new`.
+    """
+    filesystem(where).pipe_file(os.fspath(where), data, mode="create" if only_new else "overwrite")
+
+
 @contextlib.contextmanager
 def reached(where: Where) -> Iterator[None]:
     """Whatever goes wrong between here and a bucket is one sentence; on a disk errors stay what they are.
@@ -91,6 +101,14 @@ def reached(where: Where) -> Iterator[None]:
             f"Expected to reach {where}, it failed ({why}): check the bucket's name, the network and "
             "your credentials (for Google: gcloud auth application-default login)."
         ) from error
+
+
+def contact(where: epath.Path) -> None:
+    """Find out whether a bucket answers at all, before its silence is taken for emptiness. Raises as `reached`."""
+    if in_bucket(where):
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs a traceback for each try of what it then raises
+        with reached(where), contextlib.suppress(FileNotFoundError):
+            filesystem(where).ls(os.fspath(where))
 
 
 class Mirror:
@@ -123,7 +141,7 @@ class Mirror:
         with reached(self.workdir):
             for name, version in self._there().items():
                 if self._copied.get(name) != version:
-                    (self.workdir / name).write_bytes((self.local / name).read_bytes())
+                    put(self.workdir / name, (self.local / name).read_bytes())
                     self._copied[name] = version
 
     def close(self) -> None:

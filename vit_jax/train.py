@@ -25,7 +25,7 @@ from vit_jax.evaluation.evaluators import make_eval_step
 from vit_jax.locks import Lock
 from vit_jax.methods import method_of
 from vit_jax.models.registry import count_params, pair
-from vit_jax.places import Mirror, Where, place
+from vit_jax.places import Mirror, Where, contact, place
 from vit_jax.run import Draw, Run
 from vit_jax.training import skipped
 from vit_jax.training.best import FOLDER as BEST
@@ -99,6 +99,10 @@ def prepare(
     use_compilation_cache()
     mesh = make_mesh(config)
     _check_evaluation(config, mesh)
+
+    # A workdir in a bucket that does not answer
+    watch.waits_for(f"an answer of {workdir}", SLOW)
+    contact(workdir)
 
     # Data
     watch.waits_for("the data set to be opened", SLOW)

@@ -58,8 +58,8 @@ def holds_checkpoints(path: Where) -> bool:
     if scheme not in places.LIBRARIES or PurePosixPath(path).suffix in FILES:
         return False
     address = places.place(path)
-    with places.reached(address):
-        return (address / FOLDER).is_dir()
+    places.contact(address)
+    return (address / FOLDER).is_dir()
 
 
 def given_weights(config: Config) -> str | None:
