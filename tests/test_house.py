@@ -26,9 +26,33 @@ HOUSE = {
     "watchdog": (set(), FRAMEWORKS | {"numpy"}),
     "processes": ({"contracts", "signals"}, {"flax", "optax"}),
     "workdirs": ({"contracts", "configuration", "processes", "data"}, {"flax", "optax"}),
+    "starts": ({"contracts"}, {"flax", "optax"}),
+    "writing": ({"contracts"}, FRAMEWORKS),
+    "reporting": (
+        {
+            "contracts",
+            "configuration",
+            "command_line",
+            "starts",
+            "workdirs",
+            "writing",
+            "devices",
+            "frozen",
+            "api",
+            "judging",
+            "data",
+            "evaluation",
+            "methods",
+            "planning",
+            "training",
+            "visualisation",
+            "__version__",
+        },
+        {"optax"},
+    ),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),
 }
-LAST = {"commands", "visualisation", "planning", "main", "api"}  # what the loop and the parts never import
+LAST = {"commands", "visualisation", "planning", "reporting", "main", "api"}  # what the loop and the parts never import
 
 
 def imports(path):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -111,3 +112,17 @@ def to_json(values: Any) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(readable(values), allow_nan=False)
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file that holds one a line. A line that is none (cut off by a crash, damaged) is left out."""
+    if not path.exists():
+        return
+    with path.open(errors="replace") as file:
+        for line in file:
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                yield found
