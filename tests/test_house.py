@@ -29,9 +29,35 @@ HOUSE = {
     "locks": ({"contracts", "places", "processes"}, {"flax", "optax"}),
     "bucket_lock": ({"contracts", "places", "locks"}, FRAMEWORKS | {"numpy"}),
     "workdirs": ({"contracts", "configuration", "data"}, {"flax", "optax"}),
+    "starts": ({"contracts"}, {"flax", "optax"}),
+    "writing": ({"contracts"}, FRAMEWORKS),
+    "reporting": (
+        {
+            "contracts",
+            "configuration",
+            "command_line",
+            "starts",
+            "places",
+            "locks",
+            "workdirs",
+            "writing",
+            "devices",
+            "frozen",
+            "api",
+            "judging",
+            "data",
+            "evaluation",
+            "methods",
+            "planning",
+            "training",
+            "visualisation",
+            "__version__",
+        },
+        {"optax"},
+    ),
     "visualisation": ({"contracts", "ops"}, {"flax", "optax"}),
 }
-LAST = {"commands", "visualisation", "planning", "main", "api"}  # what the loop and the parts never import
+LAST = {"commands", "visualisation", "planning", "reporting", "main", "api"}  # what the loop and the parts never import
 
 
 def imports(path):

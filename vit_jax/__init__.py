@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from vit_jax.api import Trained, create, features, load
     from vit_jax.contracts import UserError
     from vit_jax.fitting import finetune, fit
+    from vit_jax.reporting.making import report
 
 __version__ = "0.1.0"
-__all__ = ["Trained", "UserError", "create", "features", "finetune", "fit", "load"]
+__all__ = ["Trained", "UserError", "create", "features", "finetune", "fit", "load", "report"]
 
 _HOMES = {
     "UserError": "vit_jax.contracts",
     **dict.fromkeys(("create", "features", "load", "Trained"), "vit_jax.api"),
     **dict.fromkeys(("fit", "finetune"), "vit_jax.fitting"),
+    "report": "vit_jax.reporting.making",
 }
 
 

@@ -30,6 +30,7 @@ class Given(NamedTuple):
 
     config: ml_collections.ConfigDict
     typed: frozenset[str]
+    recipe: str | None = None  # FILE:ARG that it was made from
 
 
 def configured(spec: str, settings: Sequence[tuple[str, str]]) -> Given:
@@ -42,7 +43,7 @@ def configured(spec: str, settings: Sequence[tuple[str, str]]) -> Given:
     if given.typed:
         configuration.derive(spec, given.config, given.typed)
         configuration.check(given.config)
-    return given
+    return given._replace(recipe=spec)
 
 
 def with_settings(config: ml_collections.ConfigDict, settings: Sequence[tuple[str, str]]) -> Given:

@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float32, Int32, UInt8
 
 if TYPE_CHECKING:
@@ -111,3 +113,16 @@ def to_json(values: Any) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(readable(values), allow_nan=False)
+
+
+def json_lines(path: Path | epath.Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file that holds one a line. A line that is none (cut off by a crash, damaged) is left out."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().decode(errors="replace").splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found

@@ -81,7 +81,7 @@ def _given(config: str | Config, fields: Mapping[str, Any]) -> command_line.Give
 
 
 def _fit(given: command_line.Given, workdir: Where) -> Trained:
-    ended = run(given.config, workdir, draw=draw_run, typed=given.typed)
+    ended = run(given.config, workdir, draw=draw_run, typed=given.typed, recipe=given.recipe)
     if ended.stopped:
         raise KeyboardInterrupt
     return load(workdir)

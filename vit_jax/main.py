@@ -63,7 +63,7 @@ def _train(argv: list[str]) -> None:
     from vit_jax.train import run
 
     processes.join(args.coordinator, args.num_processes, args.process_id)
-    run(given.config, args.workdir, draw=draw_run, typed=given.typed)
+    run(given.config, args.workdir, draw=draw_run, typed=given.typed, recipe=given.recipe)
 
 
 def heed_googles_fields(config: Config) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vit_jax import configuration, derived, frozen, processes, sharding, workdirs
+from vit_jax import configuration, derived, frozen, processes, sharding, starts, workdirs
 from vit_jax.beginning import begin, begun_with, with_weights
 from vit_jax.bucket_lock import lock_of
 from vit_jax.contracts import Batch, Config, UserError, check_batch
@@ -30,6 +30,7 @@ from vit_jax.run import Draw, Run
 from vit_jax.training import skipped
 from vit_jax.training.best import FOLDER as BEST
 from vit_jax.training.checkpoints import Checkpoints
+from vit_jax.training.flops import jaxpr_flops
 from vit_jax.training.forecast import cpu_forecast
 from vit_jax.training.optimizer import print_table, settings_table
 from vit_jax.training.schedules import make_schedule
@@ -50,7 +51,13 @@ class Result(NamedTuple):
     stopped: bool
 
 
-def run(config: Config, workdir: Where, draw: Draw | None = None, typed: frozenset[str] = frozenset()) -> Result:
+def run(
+    config: Config,
+    workdir: Where,
+    draw: Draw | None = None,
+    typed: frozenset[str] = frozenset(),
+    recipe: str | None = None,
+) -> Result:
     """Train as `config` says; continue where `workdir` left off.
 
     Args:
@@ -58,6 +65,7 @@ def run(config: Config, workdir: Where, draw: Draw | None = None, typed: frozens
       workdir: folder of checkpoints, metrics and figures, on a disk or in a bucket; made if missing.
       draw: called with (workdir, config, model, a few test pictures, frozen networks) at `figures_every` and at the end.
       typed: fields that the user set by hand, which the weights of `init_from` do not decide.
+      recipe: FILE:ARG that `config` was made from, for the record.
 
     Raises:
       UserError: bad data or settings, a workdir of another configuration, a full disk, or a loss that stays non-finite.
@@ -75,7 +83,7 @@ def run(config: Config, workdir: Where, draw: Draw | None = None, typed: frozens
         if jax.process_index() == 0:
             print(f"{config['dataset']} -> {workdir}", flush=True)
         with processes.together():
-            held = prepare(config, mirror, draw, stop, lock, watch, typed)
+            held = prepare(config, mirror, draw, stop, lock, watch, typed, recipe)
         with contextlib.closing(held), processes.together():
             loop(held)
             metrics = finish(held)
@@ -92,6 +100,7 @@ def prepare(
     lock: Lock,
     watch: Watchdog,
     typed: frozenset[str] = frozenset(),
+    recipe: str | None = None,
 ) -> Run:
     """Everything before the first step, in the order in which it can fail; nothing is written before it all fits."""
     workdir = mirror.workdir
@@ -147,6 +156,10 @@ def prepare(
     state, note = begin(config, program, checkpoints, weights)
     step = int(state.step)
     workdirs.describe(mirror.local, config, print_table(settings_table(program.abstract.params, config)))
+    starts.record(
+        mirror.local, mesh, recipe and workdirs.lasting_recipe(recipe, config), step=step, total_steps=total_steps,
+        parameters=count_params(state.params), training_pictures=len(source), test_pictures=len(test),
+    )  # fmt: skip
     tracker = Tracker(mirror.local, step=step, total_steps=total_steps, writes=jax.process_index() == 0)
     tracker.say(
         f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
@@ -285,12 +298,14 @@ def _compile(run: Run, batch: Batch, seed: Any) -> Any:
     began = time.perf_counter()
     run.tracker.say("compiling the step ...")
     run.watch.waits_for("the step to be compiled", SLOW)
-    compiled = run.program.step.lower(run.state, sharding.put(batch, run.mesh), seed, *run.program.frozen).compile()
+    traced = run.program.step.trace(run.state, sharding.put(batch, run.mesh), seed, *run.program.frozen)
+    compiled = traced.lower().compile()
     seconds = time.perf_counter() - began
     run.tracker.say(f"compiled in {seconds:.1f} s")
     processes.meet()
     remedies = {field: float(run.config[field] or 0.0) for field in configuration.REMEDIES}  # they may change meanwhile
-    run.tracker.record("run", run.step, {"compile_seconds": round(seconds, 2), **remedies})
+    work = {"compile_seconds": round(seconds, 2), "gflop_a_step": round(jaxpr_flops(traced.jaxpr.jaxpr) / 1e9, 3)}
+    run.tracker.record("run", run.step, work | remedies)
     return compiled
 
 

@@ -29,6 +29,13 @@ def lasting(config: Config) -> dict[str, Any]:
     return stored
 
 
+def lasting_recipe(recipe: str, config: Config) -> str:
+    """FILE:ARG with the path of the pictures in ARG made absolute, where it is one."""
+    file, colon, argument = recipe.partition(":")
+    stored = lasting(config)["dataset"]
+    return file + colon + ",".join(stored if part == config["dataset"] else part for part in argument.split(","))
+
+
 def describe(workdir: Path, config: Config, table: str) -> None:
     """config.json and the table of rates and decays, for people. The first process writes."""
     if jax.process_index() == 0:

@@ -13,6 +13,7 @@ COMMANDS = {
     "eval": ("vit_jax.commands.eval", "evaluate a workdir's last checkpoint"),
     "imagenet": ("vit_jax.commands.imagenet", "a classifier on ImageNet, ReaL, V2, A, R, Sketch and C"),
     "predict": ("vit_jax.commands.predict", "name the classes of pictures"),
+    "report": ("vit_jax.commands.report", "one page about one run or several: curves, results, mistakes, settings"),
     "reconstruct": ("vit_jax.commands.reconstruct", "draw what a masked image model makes of hidden patches"),
     "figures": ("vit_jax.commands.figures", "look inside: attention, rollout, distances, positions, filters"),
     "embed": ("vit_jax.commands.embed", "write pooled features of pictures to .npz or .parquet"),

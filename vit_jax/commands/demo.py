@@ -56,11 +56,12 @@ def one_seed(folder: Path, seed: int) -> dict[str, float]:
     results: dict[str, float] = {"seed": seed}
     for stage in ("pretrain", "finetune", "scratch"):
         print(f"\n--- seed {seed}: {stage}", flush=True)
-        config = configuration.load(f"digits.py:{stage}")
+        recipe = f"digits.py:{stage}"
+        config = configuration.load(recipe)
         config.seed = seed
         if stage == "finetune":
             config.init_from = str(folder / "pretrain")
-        ended = train.run(config, folder / stage, draw=draw_run)
+        ended = train.run(config, folder / stage, draw=draw_run, recipe=recipe)
         if ended.stopped:
             raise UserError(f"The demo was stopped at {folder / stage}: run it again.")
         results[stage] = ended.metrics["loss" if stage == "pretrain" else "accuracy"]

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
 
 from vit_jax.commands.arguments import Parser
-
-PACKAGES = (
-    "vit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "ml-collections",
-    "numpy", "pillow",
-)  # fmt: skip
+from vit_jax.starts import PACKAGES, version
 
 
 def run(argv: list[str]) -> int:
@@ -31,13 +26,6 @@ def run(argv: list[str]) -> int:
     for line in advice(jax.default_backend()):
         print(f"note: {line}")
     return 0
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def memory(device: object) -> str:

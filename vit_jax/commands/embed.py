@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +13,7 @@ from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.pictures import Pictures
 from vit_jax.contracts import UserError
 from vit_jax.evaluation.features import pooled_features
+from vit_jax.writing import written_whole
 
 
 def run(argv: list[str]) -> int:
@@ -51,25 +50,6 @@ def run(argv: list[str]) -> int:
         write(file, out.suffix, names, features)
     print(f"{out}: {len(names)} pictures x {features.shape[1]} numbers, step {trained.step}")
     return 0
-
-
-@contextlib.contextmanager
-def written_whole(out: Path, argument: str = "--out") -> Iterator[IO[bytes]]:
-    """A file that is tried at once, and takes its name (also an older file's) when it is whole."""
-    part = out.with_name(out.name + ".part")
-    try:
-        if out.is_dir():
-            raise IsADirectoryError(None, "a folder of that name is there")
-        with part.open("wb") as file:
-            yield file
-        part.replace(out)
-    except OSError as error:
-        raise UserError(
-            f"Expected to write {out}, it failed ({error.strerror or error}): change {argument}."
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
 
 
 def write(file: IO[bytes], suffix: str, names: list[str], features: np.ndarray) -> None:

@@ -8,29 +8,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from flax import nnx
-
-from vit_jax import sharding
-from vit_jax.api import Trained, load
+from vit_jax.api import load
 from vit_jax.commands.arguments import Parser, filled, local, whole
-from vit_jax.commands.embed import written_whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.networks import add_networks, networks_of
 from vit_jax.contracts import UserError, to_json
 from vit_jax.data.decoding import printable
-from vit_jax.data.labels import labels_of
 from vit_jax.data.loader import eval_batches
-from vit_jax.data.sources import Source, check_classes, open_source
 from vit_jax.data.transforms import Preprocess
-from vit_jax.evaluation.answers import Judged, chosen, judge_classes, judge_multilabel, judge_numbers, with_answers
-from vit_jax.evaluation.evaluators import evaluate, make_eval_step
+from vit_jax.evaluation.answers import Judged, chosen
+from vit_jax.judging import judge, measured, open_tests, said_of
 from vit_jax.methods import method_of
-from vit_jax.methods.method import Method
 from vit_jax.run_figures import save
-from vit_jax.training.step import laid_out
 from vit_jax.visualisation import confusion
+from vit_jax.writing import written_whole
 
 FEW = 20  # classes that are printed one by one
 
@@ -53,30 +44,16 @@ def run(argv: list[str]) -> int:
     config, method = trained.config, method_of(trained.config)
     if args.out and not method.labels:
         raise UserError(f"Expected a classifier or a regression for --out, {args.workdir} has no labels: leave it out.")
-    source = open_source(
-        args.dataset or config["dataset"],
-        args.split or config["pp"]["test"],
-        tfds_data_dir=config["tfds_data_dir"],
-        seed=config["seed"],
-        labels=labels_of(config, trained.class_names) if method.labels else None,
-    )
-    check_same_classes(trained, source)
-    if method.labels:
-        check_classes(source, config["task"])
+    source = open_tests(trained, args.dataset, args.split)
     batches = eval_batches(source, Preprocess.from_config(config["pp"]), batch=args.batch or config["batch_eval"])
-    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    graph, params = nnx.split(trained.model)
-    objective = method.objective(config, trained.encoder.cfg.num_classes if method.labels else None)
     judged = Judged({}, {})
     if method.labels:
-        metrics, said, labels = with_answers(objective, graph, params, answer_of(method, config), batches, mesh)
+        kept = chosen if config["task"] == "classes" else lambda probabilities: probabilities
+        metrics, said, labels = said_of(trained, batches, kept)
         judged = judge(config, said, labels, trained.class_names or source.class_names or ())
         metrics |= judged.whole
     else:
-        networks = networks_of(config, args)
-        frozen = laid_out(networks, mesh)
-        step = make_eval_step(objective, graph, None, mesh, networks, frozen)
-        metrics = method.summary(evaluate(step, params, batches, mesh) or {})
+        metrics = measured(trained, batches, networks_of(config, args))
     title = "per_number" if config["task"] == "regression" else "per_class"
     if args.json:
         print(to_json({"step": trained.step, **metrics, **({title: judged.each} if judged.each else {})}))
@@ -87,34 +64,6 @@ def run(argv: list[str]) -> int:
         for path in write(Path(args.out), title, judged):
             print(path) if not args.json else None
     return 0
-
-
-def check_same_classes(trained: Trained, source: Source) -> None:
-    """Raise `UserError` where a data set has other classes than the model."""
-    labels = method_of(trained.config).labels
-    classes, found = trained.encoder.cfg.num_classes if labels else None, len(source.class_names or ())
-    if classes and not trained.class_names and found != classes:
-        raise UserError(f"Expected pictures of {classes} classes, {source.name} has {found}: give another --dataset.")
-    if trained.class_names and source.class_names != trained.class_names:
-        raise UserError(
-            f"Expected the classes of the run ({len(trained.class_names)}: {', '.join(trained.class_names[:5])} ...), "
-            f"got those of {source.name}: give --dataset with the same classes."
-        )
-
-
-def answer_of(method: Method, config: dict[str, Any]) -> Any:
-    """What is kept of every picture: the class chosen, or all probabilities or numbers."""
-    answers = method.answers
-    assert answers is not None
-    if config["task"] == "classes":
-        return lambda said: chosen(answers(said, config))
-    return lambda said: answers(said, config)
-
-
-def judge(config: dict[str, Any], said: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Judged:
-    if config["task"] == "multilabel":
-        return judge_multilabel(said, labels, names, config["threshold"])
-    return judge_numbers(said, labels, names) if config["task"] == "regression" else judge_classes(said, labels, names)
 
 
 def show(judged: Judged) -> None:

@@ -15,13 +15,13 @@ from flax import nnx
 
 from vit_jax.api import load
 from vit_jax.commands.arguments import Parser, filled, local, whole
-from vit_jax.commands.embed import written_whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.pictures import Pictures
 from vit_jax.contracts import Config, UserError
 from vit_jax.data.decoding import printable
 from vit_jax.methods import method_of
 from vit_jax.models.vit import ViT
+from vit_jax.writing import written_whole
 
 
 def run(argv: list[str]) -> int:

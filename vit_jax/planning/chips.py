@@ -46,7 +46,12 @@ MEGACORE = ("v4",)
 
 def chip_of(device: Any) -> Chip | None:
     """The data sheet of a device, or None."""
-    names = [name for name in CHIPS if device.device_kind.startswith(name)]
+    return chip_called(device.device_kind)
+
+
+def chip_called(device_kind: str) -> Chip | None:
+    """The same by JAX's name of the device, which need not be here."""
+    names = [name for name in CHIPS if device_kind.startswith(name)]
     return CHIPS[max(names, key=len)] if names else None
 
 

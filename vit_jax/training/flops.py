@@ -11,10 +11,11 @@ import jax
 
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
     """FLOPs of one call of `function`, recomputation by `remat` included."""
-    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _jaxpr_flops(jaxpr: Any) -> int:
+def jaxpr_flops(jaxpr: Any) -> int:
+    """The same of a program that was traced already."""
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
@@ -28,7 +29,7 @@ def _equation_flops(equation: Any) -> int:
         numbers = equation.params["dimension_numbers"]
         per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
         return 2 * math.prod(equation.outvars[0].aval.shape) * per_output
-    inner = [_jaxpr_flops(getattr(value, "jaxpr", value)) for value in _subprograms(equation.params)]
+    inner = [jaxpr_flops(getattr(value, "jaxpr", value)) for value in _subprograms(equation.params)]
     if equation.primitive.name == "scan":
         return equation.params["length"] * sum(inner)
     if equation.primitive.name == "cond":  # one branch runs, and ours differ in layout only

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_jax.contracts import UserError, to_json
+from vit_jax.contracts import UserError, json_lines, to_json
 from vit_jax.ops.means import Mean, average
 from vit_jax.places import Where, place
 
@@ -22,18 +21,8 @@ METRICS = "metrics.jsonl"
 
 def read_metrics(workdir: Where) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl. A line that is none of ours (cut off by a crash, damaged) is left out."""
-    path = place(workdir) / METRICS
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_bytes().decode(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int) and isinstance(row.get("kind"), str):
-            rows.append(row)
-    return rows
+    rows = json_lines(place(workdir) / METRICS)
+    return [row for row in rows if isinstance(row.get("step"), int) and isinstance(row.get("kind"), str)]
 
 
 class Events:

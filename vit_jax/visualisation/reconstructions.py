@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from matplotlib.figure import Figure
 
 LETTERS = 28  # of a note below one column
@@ -27,6 +27,6 @@ def draw(columns: Mapping[str, Float[np.ndarray, "b H W c"]], note: str, max_row
     return figure
 
 
-def shown(picture: Float[np.ndarray, "H W c"]) -> np.ndarray:
+def shown(picture: Num[np.ndarray, "H W c"]) -> np.ndarray:
     """Colour as it is, one channel as grey, other counts by their first channel."""
     return picture[:, :, :3] if picture.shape[-1] in (3, 4) else picture[:, :, 0]
