@@ -25,12 +25,12 @@ from vit_jax.evaluation.evaluators import make_eval_step
 from vit_jax.methods import method_of
 from vit_jax.models.registry import count_params, pair
 from vit_jax.run import Draw, Run
-from vit_jax.training import skipped
+from vit_jax.training import continuing, skipped
 from vit_jax.training.best import FOLDER as BEST
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.forecast import cpu_forecast
 from vit_jax.training.optimizer import print_table, settings_table
-from vit_jax.training.schedules import make_schedule
+from vit_jax.training.schedules import schedule_of
 from vit_jax.training.step import make_program
 from vit_jax.training.tracker import Tracker, Window
 from vit_jax.watchdog import QUIET_SECONDS, SLOW, Watchdog
@@ -119,9 +119,8 @@ def prepare(
     watch.waits_for("the weights of networks to learn from", SLOW)
     config, networks = frozen.opened(frozen.remembered(config, begun_with(workdir)))
     objective = method.objective(config, num_classes)
-    schedule = make_schedule(config, total_steps, derived.warmup_steps(config, steps_per_epoch))
     try:
-        program = make_program(config, objective, schedule, num_classes, mesh, networks)
+        program = make_program(config, objective, schedule_of(config, steps_per_epoch), num_classes, mesh, networks)
     except ValueError as error:
         raise UserError(str(error)) from error
     eval_step = make_eval_step(objective, program.graph, program.layout.params, mesh, networks, program.frozen)
@@ -131,7 +130,8 @@ def prepare(
     processes.make_shared_folder(workdir)
     lock.take()
     checkpoints = Checkpoints(workdir, keep=config["keep_checkpoints"])
-    state, note = begin(config, program, checkpoints, weights)
+    length = continuing.Data(steps_per_epoch, num_classes)
+    state, note = begin(config, program, checkpoints, weights, length)
     step = int(state.step)
     workdirs.describe(workdir, config, print_table(settings_table(program.abstract.params, config)))
     tracker = Tracker(workdir, step=step, total_steps=total_steps, writes=jax.process_index() == 0)
@@ -141,9 +141,13 @@ def prepare(
         f"{cpu_forecast(config, num_classes, program, mesh, total_steps - step)}"
     )
     if step >= total_steps:
-        notes.append(
-            f"this run is finished; to train on from what it learned give another --workdir and --config.init_from={workdir}"
+        longer = (
+            "a larger --config.total_steps or --config.total_epochs trains on, as if it had been so long from the start"
+            if continuing.grows(config, length)
+            else "its schedule ends here, so to train on from what it learned give another --workdir and "
+            f"--config.init_from={workdir}"
         )
+        notes.append(f"this run is finished; {longer}")
     notes += method.in_words(config) + derived.in_words(config, steps_per_epoch)
     for line in notes:
         tracker.say(f"  {line}")
