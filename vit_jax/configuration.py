@@ -23,7 +23,7 @@ FREE_FIELDS = (
     "num_workers", "num_threads", "prefetch", "attention", "unroll", "mesh", "topology", "batch_eval", "eval_every",
     "progress_every", "checkpoint_every", "keep_checkpoints", "figures_every", "max_skipped_steps", "max_unreadable",
     "tfds_data_dir", "tfds_manual_dir", "pretrained_dir", "model_or_filename", "shuffle_buffer", "remat", "init_from",
-    "dataset", "checkpoint_minutes", "hang_seconds", "keep_best", "patience",
+    "dataset", "checkpoint_minutes", "hang_seconds", "keep_best", "patience", "loggers",
 )  # fmt: skip
 # Configs of google-research/vision_transformer without a counterpart here, and what comes nearest.
 NOT_HERE = {

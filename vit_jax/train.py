@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vit_jax import configuration, derived, frozen, processes, sharding, workdirs
+from vit_jax import configuration, derived, frozen, loggers, processes, sharding, workdirs
 from vit_jax.beginning import begin, begun_with, with_weights
 from vit_jax.contracts import Batch, Config, UserError, check_batch
 from vit_jax.data.decoding import check_channels
@@ -91,6 +91,7 @@ def prepare(
     use_compilation_cache()
     mesh = make_mesh(config)
     _check_evaluation(config, mesh)
+    loggers.check(config["loggers"])
 
     # Data
     watch.waits_for("the data set to be opened", SLOW)
@@ -134,7 +135,10 @@ def prepare(
     state, note = begin(config, program, checkpoints, weights, length)
     step = int(state.step)
     workdirs.describe(workdir, config, print_table(settings_table(program.abstract.params, config)))
-    tracker = Tracker(workdir, step=step, total_steps=total_steps, writes=jax.process_index() == 0)
+    tracker = Tracker(
+        workdir, step=step, total_steps=total_steps, writes=jax.process_index() == 0, loggers=config["loggers"],
+        config=workdirs.lasting(config),
+    )  # fmt: skip
     tracker.say(
         f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
         f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"

@@ -1,19 +1,19 @@
-"""What a run says: metrics.jsonl, TensorBoard events and a live line. One process writes, the others are silent."""
+"""What a run says: metrics.jsonl, loggers and a live line. One process writes, the others are silent."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import json
-import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_jax.contracts import UserError, to_json
+from vit_jax.contracts import Config, UserError, to_json
+from vit_jax.loggers import Begun, Logger, opened
 from vit_jax.ops.means import Mean, average
 
 METRICS = "metrics.jsonl"
@@ -35,48 +35,22 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-class Events:
-    """TensorBoard's file of scalars, written at once. tensorboardX's own writer does it in a thread of its own, which
-    dies unheard when the disk is full, after which the run waits for it for ever.
-    """
-
-    def __init__(self, folder: Path, *, after: int | None):
-        """`after`: forget what an interrupted run wrote from this step on."""
-        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-        # It imports PyTorch where that is installed, for seconds, to log its tensors.
-        hidden = "torch" not in sys.modules
-        if hidden:
-            sys.modules["torch"] = None  # type: ignore[assignment]
-        try:
-            from tensorboardX import event_file_writer, proto, summary
-        finally:
-            if hidden:
-                del sys.modules["torch"]
-        self._scalar, self._event = summary.scalar, proto.event_pb2.Event
-        folder.mkdir(exist_ok=True)
-        self._file = event_file_writer.EventsWriter(str(folder / "events"))
-        if after is not None:
-            start = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
-            self._file.write_event(self._event(wall_time=time.time(), step=after, session_log=start))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._file.write_event(
-                self._event(wall_time=time.time(), step=step, summary=self._scalar(name, float(value)))
-            )
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
 class Tracker:
     """Writes one run's numbers. Resuming at `step` forgets what an interrupted run wrote after it."""
 
-    def __init__(self, workdir: str | Path, *, step: int, total_steps: int, writes: bool = True):
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        step: int,
+        total_steps: int,
+        writes: bool = True,
+        loggers: Sequence[str] = ("tensorboard",),
+        config: Config | None = None,
+    ):
         self.workdir, self.total, self.writes = Path(workdir), total_steps, writes
         self._live = writes and sys.stdout.isatty()
-        self._events: Any = None
+        self._loggers: list[Logger] = []
         if not writes:
             return
         kept = [row for row in read_metrics(workdir) if row["step"] <= step]
@@ -84,7 +58,7 @@ class Tracker:
         temporary.write_text("".join(to_json(row) + "\n" for row in kept))
         temporary.replace(self.workdir / METRICS)
         self._file = (self.workdir / METRICS).open("a")
-        self._events = Events(self.workdir / "tensorboard", after=step + 1 if step else None)
+        self._loggers = opened(loggers, Begun(self.workdir, config or {}, step, self.say))
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics, `kind` being "train", "eval" or "run"."""
@@ -94,7 +68,13 @@ class Tracker:
         row = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
         self._file.write(to_json(row) + "\n")
         self._file.flush()
-        self._events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+        for logger in self._loggers:
+            logger.log(kind, step, values)
+
+    def figures(self, step: int) -> None:
+        """The figures in the workdir are those of this step."""
+        for logger in self._loggers:
+            logger.figures(step, sorted((self.workdir / "figures").glob("*.png")))
 
     def _check(self) -> None:
         """A file that was removed can be written to without an error, and nobody will ever read it."""
@@ -124,11 +104,9 @@ class Tracker:
 
     def close(self) -> None:
         if self.writes:
-            for file in (self._file, self._events):
-                with contextlib.suppress(
-                    OSError
-                ):  # what was written is on the disk since; what was not has been raised
-                    file.close()
+            for close in (self._file.close, *(logger.close for logger in self._loggers)):
+                with contextlib.suppress(OSError):  # what was written is on the disk; what was not has been raised
+                    close()
             if self._live:
                 print(flush=True)
 
