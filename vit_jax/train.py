@@ -28,16 +28,13 @@ from vit_jax.run import Draw, Run
 from vit_jax.training import continuing, skipped
 from vit_jax.training.best import FOLDER as BEST
 from vit_jax.training.checkpoints import Checkpoints
-from vit_jax.training.forecast import cpu_forecast
+from vit_jax.training.forecast import cpu_forecast, measured
 from vit_jax.training.optimizer import print_table, settings_table
+from vit_jax.training.progress import STEPS_AHEAD, Progress, Window
 from vit_jax.training.schedules import schedule_of
 from vit_jax.training.step import make_program
-from vit_jax.training.tracker import Tracker, Window
+from vit_jax.training.tracker import Tracker
 from vit_jax.watchdog import QUIET_SECONDS, SLOW, Watchdog
-
-# Steps handed to the device beyond the one it works on. Without a bound the host runs ahead to the next log line, and a
-# signal to stop is only heard once all of that is computed.
-STEPS_AHEAD = 2
 
 
 class Result(NamedTuple):
@@ -165,6 +162,8 @@ def loop(run: Run) -> None:
     config, tracker, watch = run.config, run.tracker, run.watch
     batches = run.batches(run.step)
     compiled, window, seed = None, Window(), np.int32(config["seed"])
+    every = {name: config[f"{name}_every"] for name in ("eval", "figures", "checkpoint")}
+    progress = Progress(run.total_steps, every)
     said = saved = time.perf_counter()
     if 0 < run.step < run.total_steps and _due(run.step, config["eval_every"]) and run.judged() is None:
         run.judge()  # an earlier start was stopped in the middle of it
@@ -191,26 +190,28 @@ def loop(run: Run) -> None:
                 jax.block_until_ready(window.reports[-1 - STEPS_AHEAD].finite)
             watch.step(run.step)
             run.checkpoints.check()
+            if told := progress.forecast(run.step):
+                tracker.say(measured(*told))
 
             last = run.step == run.total_steps
             if _due(run.step, config["progress_every"]) or last:
                 reports = jax.device_get(window.reports)
-                _log(tracker, config, window, reports, run.step, run.total_steps)
+                progress.add(window)
+                _log(tracker, config, window, reports, run.step, progress)
                 _guard(run, reports)
                 window, said = Window(), time.perf_counter()
             elif time.perf_counter() - said > QUIET_SECONDS:
                 said = time.perf_counter()
-                tracker.say(
-                    f"step {run.step}/{run.total_steps}, {(said - window.began) / len(window.reports):.1f} s a step"
-                )
+                tracker.say(f"step {run.step}/{run.total_steps}, {window.seconds / window.steps:.1f} s a step")
             if not last and _due(run.step, config["eval_every"]):
-                run.judge()
-                window = _restarted(window)
+                with progress.pause("eval", window):
+                    run.judge()
             if not last and _due(run.step, config["figures_every"]) and not run.stop.told:
-                run.picture()
-                window = _restarted(window)
+                with progress.pause("figures", window):
+                    run.picture()
             if not last and (_due(run.step, config["checkpoint_every"]) or _late(run, saved)):
-                run.save()
+                with progress.pause("checkpoint", window):
+                    run.save()
                 saved = time.perf_counter()
     finally:
         batches.close()
@@ -304,16 +305,10 @@ def _late(run: Run, saved: float) -> bool:
     return _due(run.step, run.config["progress_every"] or 50) and bool(processes.gather(int(late))[0])
 
 
-def _restarted(window: Window) -> Window:
-    """The same window after an interruption that is not training: its clock starts again if it is still empty."""
-    return Window() if not window.reports else window
-
-
-def _log(tracker: Tracker, config: Config, window: Window, reports: list[Any], step: int, total_steps: int) -> None:
+def _log(tracker: Tracker, config: Config, window: Window, reports: list[Any], step: int, progress: Progress) -> None:
     values = method_of(config).summary(window.values(config["batch"], reports))
-    eta = (total_steps - step) * (time.perf_counter() - window.began) / len(reports)
     tracker.record("train", step, values)
-    tracker.line(step, values, eta)
+    tracker.line(step, values, progress)
 
 
 def _guard(run: Run, reports: list[Any]) -> None:

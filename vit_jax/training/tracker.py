@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 
 from vit_jax.contracts import Config, UserError, to_json
 from vit_jax.loggers import Begun, Logger, opened
-from vit_jax.ops.means import Mean, average
+from vit_jax.training.progress import Progress
 
 METRICS = "metrics.jsonl"
 
@@ -51,9 +51,13 @@ class Tracker:
         self.workdir, self.total, self.writes = Path(workdir), total_steps, writes
         self._live = writes and sys.stdout.isatty()
         self._loggers: list[Logger] = []
+        self._judged: list[str] = []  # of the last evaluation, in words
+        self._watched = config["keep_best"] if config else None
         if not writes:
             return
         kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+        for row in kept:
+            self._note(row["kind"], row["step"], row)
         temporary = self.workdir / (METRICS + ".tmp")
         temporary.write_text("".join(to_json(row) + "\n" for row in kept))
         temporary.replace(self.workdir / METRICS)
@@ -68,8 +72,16 @@ class Tracker:
         row = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
         self._file.write(to_json(row) + "\n")
         self._file.flush()
+        self._note(kind, step, values)
         for logger in self._loggers:
             logger.log(kind, step, values)
+
+    def _note(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Keep of the last evaluation what the progress line says."""
+        if kind == "eval":
+            name = headline(values, self._watched)
+            value = values.get(name)  # null in the file where it was not finite
+            self._judged = [f"test {name} {_short(float('nan') if value is None else value)} at {step}"]
 
     def figures(self, step: int) -> None:
         """The figures in the workdir are those of this step."""
@@ -89,13 +101,21 @@ class Tracker:
                 "workdir back, or start again."
             )
 
-    def line(self, step: int, values: Mapping[str, float], eta: float) -> None:
-        """The progress line: redrawn on a terminal, printed elsewhere."""
+    def line(self, step: int, values: Mapping[str, float], progress: Progress) -> None:
+        """The progress line, what matters first: redrawn on a terminal, as much of it as fits; printed whole elsewhere."""
         if not self.writes:
             return
-        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        text = f"step {step}/{self.total}  {shown}  left {_clock(eta)}"
-        print(f"\r\x1b[2K{text}" if self._live else text, end="" if self._live else "\n", flush=True)
+        comes, seconds = progress.next_evaluation(step)
+        words = {name: f"{name} {_short(value)}" for name, value in values.items()}
+        words["img/s"] = f"{_short(values['img/s'])} img/s"
+        first = [words.pop(name) for name in ("loss", "img/s") if name in words]
+        following = f"next test at {comes} in {_clock(seconds)}" if comes > step else "next a test"
+        parts = [f"step {step}/{self.total}", f"left {_clock(progress.left(step))}", *first, *self._judged, following]
+        parts += words.values()
+        if self._live:
+            print(f"\r\x1b[2K{fitting(parts, shutil.get_terminal_size().columns - 1)}", end="", flush=True)
+        else:
+            print("  ".join(parts), flush=True)
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -111,34 +131,29 @@ class Tracker:
                 print(flush=True)
 
 
-class Window:
-    """The steps since the last log line: their reports (still on the device) and where the time went."""
+def headline(values: Mapping[str, Any], wanted: str | None) -> str:
+    """Of an evaluation's numbers the name of the one to watch: `keep_best`, or the first that is no loss."""
+    names = [name for name in values if name not in ("step", "kind", "time", "examples", "loss")]
+    return wanted if wanted is not None and wanted in values else (names or ["loss"])[0]
 
-    def __init__(self) -> None:
-        self.reports: list[Any] = []
-        self.waited = 0.0
-        self.began = time.perf_counter()
 
-    def values(self, batch: int, reports: list[Any]) -> dict[str, Any]:
-        """Averages over the window's finite steps, throughput and the share of time spent waiting for data."""
-        seconds = time.perf_counter() - self.began
-        finite = [report for report in reports if report.finite]
-        values: dict[str, Any] = {}
-        for name in reports[0].means:
-            means = [report.means[name] for report in finite]
-            values[name] = average(functools.reduce(Mean.merge, means)) if means else float("nan")
-        values["lr"] = float(reports[-1].learning_rate)
-        values["grad_norm"] = float(reports[-1].grad_norm)
-        values["img/s"] = len(reports) * batch / seconds
-        values["data_wait"] = self.waited / seconds
-        return values
+def fitting(parts: Sequence[str], columns: int) -> str:
+    """As many parts as fit into so many columns, the first ones; the first is cut where even that does not fit."""
+    text = parts[0][:columns]
+    for part in parts[1:]:
+        if len(text) + 2 + len(part) > columns:
+            break
+        text += f"  {part}"
+    return text
 
 
 def _short(value: float) -> str:
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def _clock(seconds: float) -> str:
+    if seconds != seconds:
+        return "?"
     minutes, seconds = divmod(int(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
