@@ -273,6 +273,10 @@ RUN = {
         None, optional(whole(1, STEPS)),
         "evaluations without a better keep_best after which the run ends early; None: it never does",
     ),
+    "loggers": Field(
+        ("tensorboard",), several(text("a logger", r"\w+")),
+        'where numbers go besides metrics.jsonl: "tensorboard", "wandb" (Weights & Biases)',
+    ),
     "figures_every": Field(0, whole(0), "steps between pictures; 0: only at the end"),
     "hang_seconds": Field(
         None, optional(number(0)),

@@ -21,7 +21,11 @@ HOUSE = {
     "methods": ({"contracts", "derived", "sharding", "ops", "models"}, {"optax"}),
     "conversion": ({"contracts", "derived", "sharding", "ops", "models", "methods"}, {"optax"}),
     "evaluation": ({"contracts", "sharding", "ops", "models"}, {"optax"}),
-    "training": ({"contracts", "derived", "sharding", "places", "processes", "ops", "models", "methods"}, set()),
+    "loggers": ({"contracts"}, FRAMEWORKS | {"numpy"}),
+    "training": (
+        {"contracts", "derived", "sharding", "places", "processes", "loggers", "ops", "models", "methods"},
+        set(),
+    ),
     "planning": ({"contracts", "derived", "sharding", "devices", "ops", "models", "methods", "training"}, {"optax"}),
     "signals": (set(), FRAMEWORKS | {"numpy"}),
     "watchdog": (set(), FRAMEWORKS | {"numpy"}),

@@ -10,6 +10,7 @@ from vit_jax import configuration, sharding
 from vit_jax.contracts import Config
 from vit_jax.methods import method_of
 from vit_jax.ops.paths import flat_params, path_name
+from vit_jax.training import continuing
 from vit_jax.training.checkpoints import FOLDER, Checkpoints
 from vit_jax.training.step import Program, State
 from vit_jax.training.transfer import adopted, transfer
@@ -17,17 +18,25 @@ from vit_jax.weights import Weights, given_weights, open_weights
 
 
 def begin(
-    config: Config, program: Program, checkpoints: Checkpoints, weights: tuple[Weights, int] | None
+    config: Config,
+    program: Program,
+    checkpoints: Checkpoints,
+    weights: tuple[Weights, int] | None,
+    data: continuing.Data,
 ) -> tuple[State, str]:
     """The first state of this run, and a sentence that says where it came from."""
 
     def continued(step: int) -> tuple[State, str]:
-        changes = configuration.check_same(config, checkpoints.read(step)[0], str(checkpoints.folder.parent))
-        return checkpoints.restore(step, program.abstract, program.layout), changes
+        stored, workdir = configuration.completed(checkpoints.read(step)[0]), str(checkpoints.folder.parent)
+        changed = configuration.changes(config, stored, workdir)
+        scheduled = [field for field in configuration.SCHEDULE if field in changed]
+        continuing.check(config, stored, step, data, scheduled, workdir)
+        words = "".join(f"; {field} {there} -> {now} from here on" for field, (there, now) in changed.items())
+        return checkpoints.restore(step, program.abstract, program.layout), words
 
     if found := checkpoints.newest(continued):
-        own, (state, changes) = found
-        return state, f"continuing at step {own}{changes}"
+        own, (state, changed) = found
+        return state, f"continuing at step {own}{changed}"
     state = program.init(np.int32(config["seed"]))
     if weights is not None:
         theirs, where = weights

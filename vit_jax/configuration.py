@@ -23,7 +23,7 @@ FREE_FIELDS = (
     "num_workers", "num_threads", "prefetch", "attention", "unroll", "mesh", "topology", "batch_eval", "eval_every",
     "progress_every", "checkpoint_every", "keep_checkpoints", "figures_every", "max_skipped_steps", "max_unreadable",
     "tfds_data_dir", "tfds_manual_dir", "pretrained_dir", "model_or_filename", "shuffle_buffer", "remat", "init_from",
-    "dataset", "checkpoint_minutes", "hang_seconds", "keep_best", "patience",
+    "dataset", "checkpoint_minutes", "hang_seconds", "keep_best", "patience", "loggers",
 )  # fmt: skip
 # Configs of google-research/vision_transformer without a counterpart here, and what comes nearest.
 NOT_HERE = {
@@ -33,7 +33,11 @@ NOT_HERE = {
 }
 # Fields that may differ although they change the result: what a run that diverged is told to change. Said and recorded.
 REMEDIES = ("base_lr", "grad_norm_clip")
-LENGTHS = ("total_steps", "total_epochs")  # may differ where the learning rate does not hang on them: that is exact
+# Fields that act through the learning rate of a step alone: they may differ where no step taken would have been another.
+SCHEDULE = (
+    "total_steps", "total_epochs", "warmup_steps", "warmup_epochs", "warmup_share", "warmup_lr", "end_lr", "decay_type",
+    "decay_boundaries", "decay_factor",
+)  # fmt: skip
 
 
 def recipes_root() -> Path:
@@ -294,29 +298,24 @@ def frozen_fields(config: Config) -> list[str]:
     return [frozen.field for frozen in method_of(config).frozen.values()]
 
 
-def check_same(given: Config, stored: Config, workdir: str) -> str:
-    """Words for what changed of `REMEDIES`, "; base_lr 0.5 -> 0.1", or nothing.
+def changes(given: Config, stored: Config, workdir: str) -> dict[str, tuple[Any, Any]]:
+    """Fields of `SCHEDULE` and `REMEDIES` that differ: name -> (value there, value now). Both may, the former not always.
 
     Raises:
       UserError: the workdir holds a run of another configuration.
     """
     ours, theirs = dict(flatten(plain(given))), dict(flatten(completed(stored)))
     free = {*FREE_FIELDS, *frozen_fields(given)}  # where these networks are; their checksums have fields of their own
-    differing = [
-        field
+    differing = {
+        field: (theirs.get(field), ours.get(field))
         for field in sorted(ours.keys() | theirs.keys())
         if ours.get(field) != theirs.get(field) and not {field, field.split(".")[0]} & free
-    ]
-    may_change = REMEDIES + (LENGTHS if theirs["decay_type"] == "constant" and not theirs["warmup_share"] else ())
-    if refused := [field for field in differing if field not in may_change]:
-        words = [f"{field} (there {theirs.get(field)!r}, now {ours.get(field)!r})" for field in refused[:5]]
+    }
+    if refused := [field for field in differing if field not in REMEDIES + SCHEDULE]:
+        words = [f"{field} (there {differing[field][0]!r}, now {differing[field][1]!r})" for field in refused[:5]]
+        longer = [field for field in SCHEDULE[:2] if field in differing]
         raise UserError(
-            f"Expected {workdir} to hold a run of this configuration, it differs in {', '.join(words)}: "
-            + (
-                f"its learning rates followed from its length; to train on from what it learned give another --workdir and "
-                f"--config.init_from={workdir}."
-                if set(refused) <= {*LENGTHS, "warmup_steps", "warmup_epochs", "warmup_share"}
-                else "give another --workdir, or these values."
-            )
+            f"Expected {workdir} to hold a run of this configuration, it differs in {', '.join(words)}: give another "
+            "--workdir, or these values" + (f" (they may follow from {longer[0]}: see its recipe)." if longer else ".")
         )
-    return "".join(f"; {field} {theirs[field]} -> {ours[field]} from here on" for field in differing)
+    return differing

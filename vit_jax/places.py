@@ -119,7 +119,10 @@ class Mirror:
 
     def __init__(self, workdir: epath.Path):
         self.workdir, self.remote = workdir, in_bucket(workdir)
-        self.local = Path(tempfile.mkdtemp(prefix="vit_jax-")) if self.remote else Path(os.fspath(workdir))
+        self.local = Path(os.fspath(workdir))
+        if self.remote:
+            self.local = Path(tempfile.mkdtemp(prefix="vit_jax-")) / workdir.name
+            self.local.mkdir()
         self._copied: dict[str, tuple[int, int]] = {}
         if self.remote:
             filesystem(workdir)
@@ -147,7 +150,7 @@ class Mirror:
     def close(self) -> None:
         """Remove the local copy."""
         if self.remote:
-            shutil.rmtree(self.local, ignore_errors=True)
+            shutil.rmtree(self.local.parent, ignore_errors=True)
 
     def _there(self) -> dict[str, tuple[int, int]]:
         """(time, size) of every file, by its path in the workdir."""

@@ -151,6 +151,7 @@ class Run:
         if jax.process_index() == 0:
             model, networks = nnx.merge(self.program.graph, params), self.networks.merged(*frozen)
             self.draw(self.mirror.local, self.config, model, spread_batch(self.test, self.preprocess), networks)
+            self.tracker.figures(self.step)
 
     def save(self) -> None:
         """State, clock and data position together; nothing from a streak of steps that were not finite."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vit_jax import configuration, derived, frozen, processes, sharding, starts, workdirs
+from vit_jax import configuration, derived, frozen, loggers, processes, sharding, starts, workdirs
 from vit_jax.beginning import begin, begun_with, with_weights
 from vit_jax.bucket_lock import lock_of
 from vit_jax.contracts import Batch, Config, UserError, check_batch
@@ -27,20 +27,17 @@ from vit_jax.methods import method_of
 from vit_jax.models.registry import count_params, pair
 from vit_jax.places import Mirror, Where, contact, place
 from vit_jax.run import Draw, Run
-from vit_jax.training import skipped
+from vit_jax.training import continuing, skipped
 from vit_jax.training.best import FOLDER as BEST
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.flops import jaxpr_flops
-from vit_jax.training.forecast import cpu_forecast
+from vit_jax.training.forecast import cpu_forecast, measured
 from vit_jax.training.optimizer import print_table, settings_table
-from vit_jax.training.schedules import make_schedule
+from vit_jax.training.progress import STEPS_AHEAD, Progress, Window
+from vit_jax.training.schedules import schedule_of
 from vit_jax.training.step import make_program
-from vit_jax.training.tracker import Tracker, Window
+from vit_jax.training.tracker import Tracker
 from vit_jax.watchdog import QUIET_SECONDS, SLOW, Watchdog
-
-# Steps handed to the device beyond the one it works on. Without a bound the host runs ahead to the next log line, and a
-# signal to stop is only heard once all of that is computed.
-STEPS_AHEAD = 2
 
 
 class Result(NamedTuple):
@@ -108,6 +105,7 @@ def prepare(
     use_compilation_cache()
     mesh = make_mesh(config)
     _check_evaluation(config, mesh)
+    loggers.check(config["loggers"])
 
     # A workdir in a bucket that does not answer
     watch.waits_for(f"an answer of {workdir}", SLOW)
@@ -140,9 +138,8 @@ def prepare(
     watch.waits_for("the weights of networks to learn from", SLOW)
     config, networks = frozen.opened(frozen.remembered(config, begun_with(workdir)))
     objective = method.objective(config, num_classes)
-    schedule = make_schedule(config, total_steps, derived.warmup_steps(config, steps_per_epoch))
     try:
-        program = make_program(config, objective, schedule, num_classes, mesh, networks)
+        program = make_program(config, objective, schedule_of(config, steps_per_epoch), num_classes, mesh, networks)
     except ValueError as error:
         raise UserError(str(error)) from error
     eval_step = make_eval_step(objective, program.graph, program.layout.params, mesh, networks, program.frozen)
@@ -153,23 +150,31 @@ def prepare(
     lock.take()
     mirror.pull()
     checkpoints = Checkpoints(workdir, keep=config["keep_checkpoints"])
-    state, note = begin(config, program, checkpoints, weights)
+    length = continuing.Data(steps_per_epoch, num_classes)
+    state, note = begin(config, program, checkpoints, weights, length)
     step = int(state.step)
     workdirs.describe(mirror.local, config, print_table(settings_table(program.abstract.params, config)))
     starts.record(
         mirror.local, mesh, recipe and workdirs.lasting_recipe(recipe, config), step=step, total_steps=total_steps,
         parameters=count_params(state.params), training_pictures=len(source), test_pictures=len(test),
     )  # fmt: skip
-    tracker = Tracker(mirror.local, step=step, total_steps=total_steps, writes=jax.process_index() == 0)
+    tracker = Tracker(
+        mirror.local, step=step, total_steps=total_steps, writes=jax.process_index() == 0, loggers=config["loggers"],
+        config=workdirs.lasting(config),
+    )  # fmt: skip
     tracker.say(
         f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}; "
         f"{len(source):,} training and {len(test):,} test pictures; {total_steps - step} steps to go"
         f"{cpu_forecast(config, num_classes, program, mesh, total_steps - step)}"
     )
     if step >= total_steps:
-        notes.append(
-            f"this run is finished; to train on from what it learned give another --workdir and --config.init_from={workdir}"
+        longer = (
+            "a larger --config.total_steps or --config.total_epochs trains on, as if it had been so long from the start"
+            if continuing.grows(config, length)
+            else "its schedule ends here, so to train on from what it learned give another --workdir and "
+            f"--config.init_from={workdir}"
         )
+        notes.append(f"this run is finished; {longer}")
     notes += method.in_words(config) + derived.in_words(config, steps_per_epoch)
     for line in notes:
         tracker.say(f"  {line}")
@@ -183,6 +188,8 @@ def loop(run: Run) -> None:
     config, tracker, watch = run.config, run.tracker, run.watch
     batches = run.batches(run.step)
     compiled, window, seed = None, Window(), np.int32(config["seed"])
+    every = {name: config[f"{name}_every"] for name in ("eval", "figures", "checkpoint")}
+    progress = Progress(run.total_steps, every)
     said = saved = time.perf_counter()
     if 0 < run.step < run.total_steps and _due(run.step, config["eval_every"]) and run.judged() is None:
         run.judge()  # an earlier start was stopped in the middle of it
@@ -209,26 +216,28 @@ def loop(run: Run) -> None:
                 jax.block_until_ready(window.reports[-1 - STEPS_AHEAD].finite)
             watch.step(run.step)
             run.checkpoints.check()
+            if told := progress.forecast(run.step):
+                tracker.say(measured(*told))
 
             last = run.step == run.total_steps
             if _due(run.step, config["progress_every"]) or last:
                 reports = jax.device_get(window.reports)
-                _log(tracker, config, window, reports, run.step, run.total_steps)
+                progress.add(window)
+                _log(tracker, config, window, reports, run.step, progress)
                 _guard(run, reports)
                 window, said = Window(), time.perf_counter()
             elif time.perf_counter() - said > QUIET_SECONDS:
                 said = time.perf_counter()
-                tracker.say(
-                    f"step {run.step}/{run.total_steps}, {(said - window.began) / len(window.reports):.1f} s a step"
-                )
+                tracker.say(f"step {run.step}/{run.total_steps}, {window.seconds / window.steps:.1f} s a step")
             if not last and _due(run.step, config["eval_every"]):
-                run.judge()
-                window = _restarted(window)
+                with progress.pause("eval", window):
+                    run.judge()
             if not last and _due(run.step, config["figures_every"]) and not run.stop.told:
-                run.picture()
-                window = _restarted(window)
+                with progress.pause("figures", window):
+                    run.picture()
             if not last and (_due(run.step, config["checkpoint_every"]) or _late(run, saved)):
-                run.save()
+                with progress.pause("checkpoint", window):
+                    run.save()
                 saved = time.perf_counter()
     finally:
         batches.close()
@@ -325,16 +334,10 @@ def _late(run: Run, saved: float) -> bool:
     return _due(run.step, run.config["progress_every"] or 50) and bool(processes.gather(int(late))[0])
 
 
-def _restarted(window: Window) -> Window:
-    """The same window after an interruption that is not training: its clock starts again if it is still empty."""
-    return Window() if not window.reports else window
-
-
-def _log(tracker: Tracker, config: Config, window: Window, reports: list[Any], step: int, total_steps: int) -> None:
+def _log(tracker: Tracker, config: Config, window: Window, reports: list[Any], step: int, progress: Progress) -> None:
     values = method_of(config).summary(window.values(config["batch"], reports))
-    eta = (total_steps - step) * (time.perf_counter() - window.began) / len(reports)
     tracker.record("train", step, values)
-    tracker.line(step, values, eta)
+    tracker.line(step, values, progress)
 
 
 def _guard(run: Run, reports: list[Any]) -> None:

@@ -1,4 +1,6 @@
-"""How long a run will take on a CPU, said before it begins: nobody should wait to find out that it is days."""
+"""How long a run will take: roughly before it compiles on a CPU, as nobody should wait to find out that it is days; then as
+its first steps measure it.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,18 @@ FLOPS_A_CORE = 50e9
 
 
 def cpu_forecast(config: Config, num_classes: int | None, program: Program, mesh: Mesh, steps: int) -> str:
-    """The end of a sentence about `steps` steps of `program` on this machine's cores; empty on other devices than CPUs."""
+    """The end of a sentence about `steps` steps of `program` on this machine's cores, where they take more than an hour.
+
+    FLOPs know the order of magnitude and no more, so no number is said that the first steps will contradict.
+    """
     if mesh.devices.flat[0].platform != "cpu":
         return ""
     batch = abstract_batch(config, num_classes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     hours = cpu_hours(count_flops(program.step, program.abstract, batch, SEED, *program.frozen), steps, cores)
-    return f", about {in_words(hours)} on {cores} CPU cores{quicker(config) if hours > 1 else ''}"
+    return (
+        f", a matter of {'days' if hours > 48 else 'hours'} on {cores} CPU cores{quicker(config)}" if hours > 1 else ""
+    )
 
 
 def cpu_hours(step_flops: int, steps: int, cores: int) -> float:
@@ -32,9 +39,14 @@ def cpu_hours(step_flops: int, steps: int, cores: int) -> float:
     return step_flops * steps / (FLOPS_A_CORE * cores) / 3600
 
 
+def measured(left: float, pace: float, steps: int) -> str:
+    """A sentence about the `left` seconds of a run whose first `steps` steps took `pace` seconds each."""
+    return f"about {in_words(left / 3600)} to go, as measured over {steps} steps of {pace:.3g} s"
+
+
 def in_words(hours: float) -> str:
     """Minutes, hours or days, whichever reads best."""
-    number, unit = (60 * hours, "minute") if hours < 1 else (hours, "hour") if hours < 72 else (hours / 24, "day")
+    number, unit = (60 * hours, "minute") if hours < 2 else (hours, "hour") if hours < 72 else (hours / 24, "day")
     number = max(1, round(number))
     return f"{number} {unit}{'s' if number > 1 else ''}"
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vit_jax import derived
 from vit_jax.contracts import Config, UserError
 
 Shape = Callable[[Float[Array, ""]], Float[Array, ""]]
@@ -84,6 +85,12 @@ def make_schedule(config: Config, total_steps: int, warmup_steps: int) -> Schedu
         return jnp.where(step < warmup_steps, start * (1 - step / rising), end * (1 - decay(step)))
 
     return Schedule(rate, shared if late else None)
+
+
+def schedule_of(config: Config, steps_per_epoch: int | float) -> Schedule:
+    """The same, of a run over so many batches a pass."""
+    total, warmup = (length(config, steps_per_epoch) for length in (derived.total_steps, derived.warmup_steps))
+    return make_schedule(config, total, warmup)
 
 
 def peak_lr(config: Config) -> float:

@@ -1,20 +1,20 @@
-"""What a run says: metrics.jsonl, TensorBoard events and a live line. One process writes, the others are silent."""
+"""What a run says: metrics.jsonl, loggers and a live line. One process writes, the others are silent."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_jax.contracts import UserError, json_lines, to_json
-from vit_jax.ops.means import Mean, average
+from vit_jax.contracts import Config, UserError, json_lines, to_json
+from vit_jax.loggers import Begun, Logger, opened
 from vit_jax.places import Where, place
+from vit_jax.training.progress import Progress
 
 METRICS = "metrics.jsonl"
 
@@ -25,56 +25,34 @@ def read_metrics(workdir: Where) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row.get("step"), int) and isinstance(row.get("kind"), str)]
 
 
-class Events:
-    """TensorBoard's file of scalars, written at once. tensorboardX's own writer does it in a thread of its own, which
-    dies unheard when the disk is full, after which the run waits for it for ever.
-    """
-
-    def __init__(self, folder: Path, *, after: int | None):
-        """`after`: forget what an interrupted run wrote from this step on."""
-        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-        # It imports PyTorch where that is installed, for seconds, to log its tensors.
-        hidden = "torch" not in sys.modules
-        if hidden:
-            sys.modules["torch"] = None  # type: ignore[assignment]
-        try:
-            from tensorboardX import event_file_writer, proto, summary
-        finally:
-            if hidden:
-                del sys.modules["torch"]
-        self._scalar, self._event = summary.scalar, proto.event_pb2.Event
-        folder.mkdir(exist_ok=True)
-        self._file = event_file_writer.EventsWriter(str(folder / "events"))
-        if after is not None:
-            start = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
-            self._file.write_event(self._event(wall_time=time.time(), step=after, session_log=start))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._file.write_event(
-                self._event(wall_time=time.time(), step=step, summary=self._scalar(name, float(value)))
-            )
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
 class Tracker:
     """Writes one run's numbers. Resuming at `step` forgets what an interrupted run wrote after it."""
 
-    def __init__(self, workdir: str | Path, *, step: int, total_steps: int, writes: bool = True):
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        step: int,
+        total_steps: int,
+        writes: bool = True,
+        loggers: Sequence[str] = ("tensorboard",),
+        config: Config | None = None,
+    ):
         self.workdir, self.total, self.writes = Path(workdir), total_steps, writes
         self._live = writes and sys.stdout.isatty()
-        self._events: Any = None
+        self._loggers: list[Logger] = []
+        self._judged: list[str] = []  # of the last evaluation, in words
+        self._watched = config["keep_best"] if config else None
         if not writes:
             return
         kept = [row for row in read_metrics(workdir) if row["step"] <= step]
+        for row in kept:
+            self._note(row["kind"], row["step"], row)
         temporary = self.workdir / (METRICS + ".tmp")
         temporary.write_text("".join(to_json(row) + "\n" for row in kept))
         temporary.replace(self.workdir / METRICS)
         self._file = (self.workdir / METRICS).open("a")
-        self._events = Events(self.workdir / "tensorboard", after=step + 1 if step else None)
+        self._loggers = opened(loggers, Begun(self.workdir, config or {}, step, self.say))
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics, `kind` being "train", "eval" or "run"."""
@@ -84,7 +62,21 @@ class Tracker:
         row = {"step": step, "kind": kind, "time": round(time.time(), 3), **values}
         self._file.write(to_json(row) + "\n")
         self._file.flush()
-        self._events.write(step, {f"{kind}/{name}": value for name, value in values.items()})
+        self._note(kind, step, values)
+        for logger in self._loggers:
+            logger.log(kind, step, values)
+
+    def _note(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Keep of the last evaluation what the progress line says."""
+        if kind == "eval":
+            name = headline(values, self._watched)
+            value = values.get(name)  # null in the file where it was not finite
+            self._judged = [f"test {name} {_short(float('nan') if value is None else value)} at {step}"]
+
+    def figures(self, step: int) -> None:
+        """The figures in the workdir are those of this step."""
+        for logger in self._loggers:
+            logger.figures(step, sorted((self.workdir / "figures").glob("*.png")))
 
     def _check(self) -> None:
         """A file that was removed can be written to without an error, and nobody will ever read it."""
@@ -99,13 +91,21 @@ class Tracker:
                 "workdir back, or start again."
             )
 
-    def line(self, step: int, values: Mapping[str, float], eta: float) -> None:
-        """The progress line: redrawn on a terminal, printed elsewhere."""
+    def line(self, step: int, values: Mapping[str, float], progress: Progress) -> None:
+        """The progress line, what matters first: redrawn on a terminal, as much of it as fits; printed whole elsewhere."""
         if not self.writes:
             return
-        shown = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        text = f"step {step}/{self.total}  {shown}  left {_clock(eta)}"
-        print(f"\r\x1b[2K{text}" if self._live else text, end="" if self._live else "\n", flush=True)
+        comes, seconds = progress.next_evaluation(step)
+        words = {name: f"{name} {_short(value)}" for name, value in values.items()}
+        words["img/s"] = f"{_short(values['img/s'])} img/s"
+        first = [words.pop(name) for name in ("loss", "img/s") if name in words]
+        following = f"next test at {comes} in {_clock(seconds)}" if comes > step else "next a test"
+        parts = [f"step {step}/{self.total}", f"left {_clock(progress.left(step))}", *first, *self._judged, following]
+        parts += words.values()
+        if self._live:
+            print(f"\r\x1b[2K{fitting(parts, shutil.get_terminal_size().columns - 1)}", end="", flush=True)
+        else:
+            print("  ".join(parts), flush=True)
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -114,43 +114,36 @@ class Tracker:
 
     def close(self) -> None:
         if self.writes:
-            for file in (self._file, self._events):
-                with contextlib.suppress(
-                    OSError
-                ):  # what was written is on the disk since; what was not has been raised
-                    file.close()
+            for close in (self._file.close, *(logger.close for logger in self._loggers)):
+                with contextlib.suppress(OSError):  # what was written is on the disk; what was not has been raised
+                    close()
             if self._live:
                 print(flush=True)
 
 
-class Window:
-    """The steps since the last log line: their reports (still on the device) and where the time went."""
+def headline(values: Mapping[str, Any], wanted: str | None) -> str:
+    """Of an evaluation's numbers the name of the one to watch: `keep_best`, or the first that is no loss."""
+    names = [name for name in values if name not in ("step", "kind", "time", "examples", "loss")]
+    return wanted if wanted is not None and wanted in values else (names or ["loss"])[0]
 
-    def __init__(self) -> None:
-        self.reports: list[Any] = []
-        self.waited = 0.0
-        self.began = time.perf_counter()
 
-    def values(self, batch: int, reports: list[Any]) -> dict[str, Any]:
-        """Averages over the window's finite steps, throughput and the share of time spent waiting for data."""
-        seconds = time.perf_counter() - self.began
-        finite = [report for report in reports if report.finite]
-        values: dict[str, Any] = {}
-        for name in reports[0].means:
-            means = [report.means[name] for report in finite]
-            values[name] = average(functools.reduce(Mean.merge, means)) if means else float("nan")
-        values["lr"] = float(reports[-1].learning_rate)
-        values["grad_norm"] = float(reports[-1].grad_norm)
-        values["img/s"] = len(reports) * batch / seconds
-        values["data_wait"] = self.waited / seconds
-        return values
+def fitting(parts: Sequence[str], columns: int) -> str:
+    """As many parts as fit into so many columns, the first ones; the first is cut where even that does not fit."""
+    text = parts[0][:columns]
+    for part in parts[1:]:
+        if len(text) + 2 + len(part) > columns:
+            break
+        text += f"  {part}"
+    return text
 
 
 def _short(value: float) -> str:
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def _clock(seconds: float) -> str:
+    if seconds != seconds:
+        return "?"
     minutes, seconds = divmod(int(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
