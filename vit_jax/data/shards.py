@@ -9,7 +9,6 @@ a hash of each record's key with the split's name as salt, in as many shards as 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import itertools
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vit_jax.contracts import UserError, first_line
+from vit_jax.locks import alone
 from vit_jax.progress import Progress
 
 PLAN, NOTED = "plan.json", "noted.jsonl"  # of an unfinished folder alone
@@ -101,7 +101,9 @@ def growing(place: Path, plan: dict[str, Any]) -> Iterator[Path]:
     unfinished = unfinished_of(place)
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
-        with _alone(unfinished):
+        with alone(unfinished, wait=False) as ours:
+            if not ours:
+                raise UserError(f"Expected one process at a time, another one writes to {unfinished}: wait for it.")
             _check_plan(unfinished / PLAN, plan)
             for part in unfinished.glob(f"*{PART}"):
                 part.unlink()
@@ -122,19 +124,6 @@ def remove(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for parent in list(folder.parents)[:3]:
             parent.rmdir()
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The system forgets the lock of a process that ends, however it ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(f"Expected one process at a time, another one writes to {folder}: wait for it.") from error
-    finally:
-        os.close(handle)
 
 
 def _check_plan(path: Path, plan: dict[str, Any]) -> None:
