@@ -56,7 +56,9 @@ def _reason(error: Exception, repository: str) -> str:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     where = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{repository}"
     if "GatedRepoError" in kinds:
-        return f"{where} is for those alone who accept its terms: accept them there, then `hf auth login` or set HF_TOKEN"
+        return (
+            f"{where} is for those alone who accept its terms: accept them there, then `hf auth login` or set HF_TOKEN"
+        )
     if "RepositoryNotFoundError" in kinds:
         return f"there is no {where}, or it is private: check owner and name, or `hf auth login` or set HF_TOKEN"
     if "RevisionNotFoundError" in kinds:
