@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install 'vit_jax[remote]'")
 
-WEIGHTS = np.random.default_rng(0).bytes(300_000)
+WEIGHTS = np.random.default_rng(0).bytes(12_000_000)  # the client writes, and goes on, by chunks of 10 MiB
 FILES = {"config.json": b'{"model_type": "vit"}', "model.safetensors": WEIGHTS, "README.md": b"not fetched"}
 COMMIT = "a" * 40
 SCRIPT = """
@@ -50,9 +51,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if what == "revision":
             files = [{"rfilename": name} for name in FILES]
             return self.answer(json.dumps({"id": repository, "sha": COMMIT, "siblings": files}).encode())
+        if what == "tree":
+            return self.answer(json.dumps([self.entry(name) for name in FILES]).encode())
         if file not in FILES:
             return self.fail(404, "EntryNotFound", "Entry not found")
         return self.file(file)
+
+    def entry(self, name):
+        large = {"lfs": {"oid": hashlib.sha256(FILES[name]).hexdigest(), "size": len(FILES[name]), "pointerSize": 130}}
+        found = {"type": "file", "oid": hashlib.sha1(FILES[name]).hexdigest(), "size": len(FILES[name]), "path": name}
+        return found | (large if name.endswith("safetensors") else {})
 
     def file(self, name):
         content = FILES[name]
@@ -78,7 +86,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content[start:][: 100_000 if breaks else None])
+            self.wfile.write(content[start:][: 11_000_000 if breaks else None])
         if breaks and self.command == "GET":
             Hub.breaks = False
             self.close_connection = True
@@ -123,8 +131,6 @@ def content(folder):
 
 
 def test_a_repository_a_revision_and_a_single_file(get):
-    from pathlib import Path
-
     folder = Path(get("hf:owner/name"))
     assert content(folder) == {name: FILES[name] for name in ("config.json", "model.safetensors")}
     assert sorted(Hub.asked) == [("config.json", None), ("model.safetensors", None)]
@@ -137,12 +143,10 @@ def test_a_repository_a_revision_and_a_single_file(get):
 
 @pytest.mark.slow
 def test_what_breaks_off_is_gone_on_from(get):
-    from pathlib import Path
-
     Hub.breaks = True
     said = get("hf:owner/name/model.safetensors")
     assert Path(said).read_bytes() == WEIGHTS
-    assert Hub.asked[-1][1] == "bytes=100000-"
+    assert Hub.asked[-1][1] == f"bytes={10 * 2**20}-"
 
 
 def test_damaged_bytes_are_found_and_removed(get, tmp_path):
@@ -171,4 +175,4 @@ def test_failures_say_what_to_do(address, words, get, hub):
 @pytest.mark.slow
 def test_without_a_network_a_sentence(get):
     assert "HF_HUB_OFFLINE forbids" in get("hf:owner/name", HF_HUB_OFFLINE="1")
-    assert "no answer came from http://127.0.0.1:9/owner/name" in get("hf:owner/name", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "http://127.0.0.1:9/owner/name gave none" in get("hf:owner/name", HF_ENDPOINT="http://127.0.0.1:9")

@@ -12,6 +12,7 @@ from vit_jax import UserError
 from vit_jax.conversion import downloads
 from vit_jax.conversion.fetching import fetch
 
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # by gcsfs, through aiohttp
 pytest.importorskip("gcsfs", reason="needs gcsfs: pip install 'vit_jax[remote]'")
 emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs gcp-storage-emulator")
 

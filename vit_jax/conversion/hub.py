@@ -33,7 +33,7 @@ def from_hub(address: str, checked: Path) -> Path:
     except ImportError as error:
         raise UserError(f"Expected huggingface_hub to fetch {address}, it is not installed: {EXTRA}.") from error
     parts = ADDRESS.fullmatch(address)
-    if not parts:
+    if not parts or ".." in address:
         raise UserError(
             f"Expected hf:owner/name, hf:owner/name@revision or hf:owner/name/file.safetensors, got {address[:200]!r}."
         )
@@ -67,7 +67,11 @@ def _reason(error: Exception, repository: str) -> str:
         return f"{where} has no such file: check its name"
     if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
         offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
-        why = "HF_HUB_OFFLINE forbids to ask the hub" if offline else f"no answer came from {where}"
+        why = (
+            "HF_HUB_OFFLINE forbids to ask the hub"
+            if offline
+            else f"{where} gave none ({first_line(error.__cause__ or error)})"
+        )
         return f"it is not in the cache, and {why}: try again with a network, or fetch it by hand and give its path"
     return f"{first_line(error)}: try again, or fetch it by hand and give its path"
 
