@@ -14,7 +14,7 @@ import vit_jax
 from tests import bucket_kills
 from tests.buckets import Bucket
 from tests.test_processes import FIELDS, Group, final_digest, losses, training
-from vit_jax import UserError, locks, places, train
+from vit_jax import UserError, places, train, workdir_lock
 from vit_jax.bucket_lock import lock_of
 from vit_jax.commands.cli import main
 from vit_jax.places import Mirror, place
@@ -71,7 +71,7 @@ def test_what_commands_write_goes_to_a_disk(words, capsys):
 
 def holds(bucket, **changes):
     """Write the lock as another run would."""
-    place("gs://bucket/run/.lock").write_text(json.dumps(locks.who() | {"beat": 0} | changes))
+    place("gs://bucket/run/.lock").write_text(json.dumps(workdir_lock.who() | {"beat": 0} | changes))
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_of_two_that_find_no_lock_one_gets_it(bucket, free, monkeypatch):
 
 
 def test_a_dead_holder_here_is_replaced_and_one_elsewhere_waited_for(bucket, free, monkeypatch, caplog):
-    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(workdir_lock, "PATIENCE_SECONDS", 1)
     holds(bucket, started="17")  # this process's number, used again
     lock = lock_of(free)
     lock.take()
@@ -118,7 +118,7 @@ def test_a_dead_holder_here_is_replaced_and_one_elsewhere_waited_for(bucket, fre
 
 
 def test_a_holder_elsewhere_that_writes_its_lock_anew_lives(bucket, free, monkeypatch):
-    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 5)
+    monkeypatch.setattr(workdir_lock, "PATIENCE_SECONDS", 5)
     ended = threading.Event()
 
     def live():
@@ -136,7 +136,7 @@ def test_a_holder_elsewhere_that_writes_its_lock_anew_lives(bucket, free, monkey
 
 
 def test_the_lock_beats_and_who_lost_it_hears_of_it(bucket, free, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(workdir_lock, "BEAT_SECONDS", 0.05)
     lock, deadline = lock_of(free), time.monotonic() + 20
     lock.take()
     while json.loads(bucket.read("run/.lock"))["beat"] < 2:

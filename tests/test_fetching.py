@@ -13,7 +13,7 @@ import pytest
 
 from vit_jax import UserError
 from vit_jax.commands.cli import main
-from vit_jax.conversion import catalogue, fetching
+from vit_jax.conversion import catalogue, downloads, fetching
 from vit_jax.conversion.fetching import fetch
 
 CONTENT = np.random.default_rng(0).bytes(100_000)
@@ -150,8 +150,8 @@ def test_what_is_not_whole_is_not_kept(play, server, cache):
 
 @pytest.mark.parametrize("play", ["silent", "stalls", "slow"])
 def test_a_silent_server_is_given_up(play, server, cache, monkeypatch):
-    monkeypatch.setattr(fetching, "SILENCE", 0.5)
-    monkeypatch.setattr(fetching, "PATIENCE", 0.5)
+    monkeypatch.setattr(downloads, "SILENCE", 0.5)
+    monkeypatch.setattr(downloads, "PATIENCE", 0.5)
     began = time.monotonic()
     with pytest.raises(UserError, match=r"nothing came|only [\d,]+ bytes"):
         fetch(f"{server}/{play}/x.npz")
@@ -238,7 +238,7 @@ def test_ctrl_c_leaves_nothing(server, cache, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fetching.Progress, "show", interrupted)
+    monkeypatch.setattr(downloads.Progress, "show", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch(f"{server}/whole/x.npz")
     assert not files(cache)
@@ -268,7 +268,7 @@ def test_every_published_name_loads_as_far_as_fetching(monkeypatch, tmp_path, ca
         asked.append(address)
         raise OSError("no network")
 
-    monkeypatch.setattr(fetching, "_opened", no_network)
+    monkeypatch.setattr(downloads, "opened", no_network)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for entry in catalogue.PUBLISHED:
         assert main(["convert", entry.name, str(tmp_path / "out")]) == 2
@@ -299,14 +299,14 @@ def test_public_buckets_need_no_library(monkeypatch):
     opened = []
     monkeypatch.setitem(sys.modules, "gcsfs", None)
 
-    def record(self, address, timeout):
-        opened.append((address, timeout))
+    def record(self, request, timeout):
+        opened.append((request.full_url, timeout))
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.OpenerDirector.open", record)
     with pytest.raises(UserError, match=r"gs://vit_models/augreg/a b\.npz, it failed"):
         fetch("gs://vit_models/augreg/a b.npz")
-    assert opened == [("https://storage.googleapis.com/vit_models/augreg/a%20b.npz", fetching.SILENCE)]
+    assert opened == [("https://storage.googleapis.com/vit_models/augreg/a%20b.npz", downloads.SILENCE)]
 
 
 def test_other_stores_name_the_extra(monkeypatch):

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from vit_jax import UserError, configuration, locks, train, workdirs
+from vit_jax import UserError, configuration, train, workdir_lock, workdirs
 from vit_jax.data.sources import open_source
-from vit_jax.locks import LOCK, Lock
+from vit_jax.workdir_lock import LOCK, Lock
 
 HOLDER = (
-    "import sys, time; from vit_jax.locks import Lock; lock = Lock(sys.argv[1]); lock.take(); print('held', flush=True);"
+    "import sys, time; from vit_jax.workdir_lock import Lock; lock = Lock(sys.argv[1]); lock.take();"
+    "print('held', flush=True);"
     "sys.stdin.read(); lock.close()"
 )
 
@@ -70,12 +71,12 @@ def test_a_second_run_touches_nothing(small, tmp_path):
 
 
 def written_by(workdir, **changes):
-    (workdir / LOCK).write_text(json.dumps(locks.who() | changes))
+    (workdir / LOCK).write_text(json.dumps(workdir_lock.who() | changes))
 
 
 @pytest.mark.parametrize("lockable", [True, False], ids=["", "on a disk without locks"])
 def test_a_holder_on_another_machine_shows_life_or_is_dead(tmp_path, monkeypatch, caplog, lockable):
-    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(workdir_lock, "PATIENCE_SECONDS", 1)
     if not lockable:
         monkeypatch.setattr(fcntl, "lockf", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks")))
     written_by(tmp_path, host="elsewhere", pid=7, machine="another")
@@ -100,7 +101,7 @@ def test_a_holder_on_another_machine_shows_life_or_is_dead(tmp_path, monkeypatch
 
 def test_a_process_number_used_again_is_not_the_holder(tmp_path, monkeypatch):
     """The number of this very process, of another time; and words that nobody wrote whole."""
-    monkeypatch.setattr(locks, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(workdir_lock, "PATIENCE_SECONDS", 0.5)
     written_by(tmp_path, started="17")
     lock = Lock(tmp_path)
     lock.take()
@@ -112,7 +113,7 @@ def test_a_process_number_used_again_is_not_the_holder(tmp_path, monkeypatch):
 
 
 def test_the_lock_is_touched_while_it_is_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(workdir_lock, "BEAT_SECONDS", 0.05)
     lock = Lock(tmp_path)
     lock.take()
     before, deadline = (tmp_path / LOCK).stat().st_mtime_ns, time.monotonic() + 20

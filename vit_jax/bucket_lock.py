@@ -14,9 +14,9 @@ from typing import Any
 
 from etils import epath
 
-from vit_jax import locks, places
+from vit_jax import places, workdir_lock
 from vit_jax.contracts import UserError
-from vit_jax.locks import LOCK, Lock
+from vit_jax.workdir_lock import LOCK, Lock
 
 
 def lock_of(workdir: epath.Path) -> Lock:
@@ -43,7 +43,7 @@ class BucketLock(Lock):
                 "start again."
             )
         if holder.get("token") != self._who["token"]:
-            raise UserError(locks.lost(self.workdir, holder))
+            raise UserError(workdir_lock.lost(self.workdir, holder))
 
     def close(self) -> None:
         if self._who is None:
@@ -66,28 +66,28 @@ class BucketLock(Lock):
         """Why the lock is not to be had, or None with it taken."""
         if holder := self._now():
             if self._lives(holder):
-                return locks.taken(self.workdir, holder)
-            locks.dead(self.workdir, holder)
+                return workdir_lock.taken(self.workdir, holder)
+            workdir_lock.dead(self.workdir, holder)
             self.path.unlink(missing_ok=True)
-        me = locks.who() | {"beat": 0}
+        me = workdir_lock.who() | {"beat": 0}
         try:
             places.put(self.path, json.dumps(me).encode(), only_new=True)
         except FileExistsError:
-            return locks.taken(self.workdir, self._now())
+            return workdir_lock.taken(self.workdir, self._now())
         if (holder := self._now()).get("token") != me["token"]:
-            return locks.taken(self.workdir, holder)
+            return workdir_lock.taken(self.workdir, holder)
         self._who = me
         self._beating.start()
         return None
 
     def _lives(self, holder: dict[str, Any]) -> bool:
         """Whether the system knows the holder, or its object changes while we look."""
-        if (here := locks.lives_here(holder)) is not None:
+        if (here := workdir_lock.lives_here(holder)) is not None:
             return here
-        locks.waiting(self.workdir, holder)
-        deadline = time.monotonic() + locks.PATIENCE_SECONDS
+        workdir_lock.waiting(self.workdir, holder)
+        deadline = time.monotonic() + workdir_lock.PATIENCE_SECONDS
         while time.monotonic() < deadline:
-            time.sleep(min(2, locks.PATIENCE_SECONDS / 10))
+            time.sleep(min(2, workdir_lock.PATIENCE_SECONDS / 10))
             if (now := self._now()) != holder:
                 return bool(now)
         return False
@@ -95,12 +95,12 @@ class BucketLock(Lock):
     def _now(self) -> dict[str, Any]:
         """What the object says; empty where there is none."""
         try:
-            return locks.parsed(self.path.read_bytes()) or {"host": "an unknown host"}
+            return workdir_lock.parsed(self.path.read_bytes()) or {"host": "an unknown host"}
         except FileNotFoundError:
             return {}
 
     def _beat(self) -> None:
-        while not self._ended.wait(locks.BEAT_SECONDS):
+        while not self._ended.wait(workdir_lock.BEAT_SECONDS):
             assert self._who is not None
             with contextlib.suppress(Exception):  # the next one may get through
                 if self._now().get("token") == self._who["token"]:

@@ -20,7 +20,6 @@ from vit_jax.data.loader import Batches, eval_batches, spread_batch, train_batch
 from vit_jax.data.sources import Source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.evaluation.evaluators import evaluate
-from vit_jax.locks import Lock
 from vit_jax.methods import method_of
 from vit_jax.methods.method import Networks
 from vit_jax.places import Mirror
@@ -30,6 +29,7 @@ from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.step import Program, State
 from vit_jax.training.tracker import Tracker, read_metrics
 from vit_jax.watchdog import SLOW, Watchdog
+from vit_jax.workdir_lock import Lock
 
 Draw = Callable[[Path, Config, Any, Batch, dict[str, Any]], None]
 

@@ -22,7 +22,6 @@ from vit_jax.data.sources import Source, check_classes, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import describe_devices, make_mesh, use_compilation_cache
 from vit_jax.evaluation.evaluators import make_eval_step
-from vit_jax.locks import Lock
 from vit_jax.methods import method_of
 from vit_jax.models.registry import count_params, pair
 from vit_jax.places import Mirror, Where, contact, place
@@ -38,6 +37,7 @@ from vit_jax.training.schedules import schedule_of
 from vit_jax.training.step import make_program
 from vit_jax.training.tracker import Tracker
 from vit_jax.watchdog import QUIET_SECONDS, SLOW, Watchdog
+from vit_jax.workdir_lock import Lock
 
 
 class Result(NamedTuple):

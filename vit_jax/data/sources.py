@@ -271,8 +271,11 @@ def tfds_source(where: str | Path, split: str, data_dir: str | None, labels: Lab
     try:
         records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
+        form = builder.info.file_format.value
+        command = f"vit-jax prepare --tfrecord {builder.data_dir} OUT" if form == "tfrecord" else (
+            "tfds build --file_format=array_record"
+        )  # fmt: skip
         raise UserError(
-            f"Expected {where} in ArrayRecord files, it is in {builder.info.file_format.value}: prepare it again with "
-            "`tfds build --file_format=array_record`."
+            f"Expected {where} in ArrayRecord files, it is in {form}: `{command}` writes it in those."
         ) from error
     return Tfds(f"{builder.info.name} {split}", records, *label_reader(features, labels, str(where)))

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from vit_jax import configuration, starts
 from vit_jax.contracts import UserError, first_line
-from vit_jax.locks import LOCK, PATIENCE_SECONDS
 from vit_jax.training.best import LOWER
 from vit_jax.training.tracker import read_metrics
+from vit_jax.workdir_lock import LOCK, PATIENCE_SECONDS
 
 NOT_METRICS = ("step", "kind", "time", "examples")
 # Of what is evaluated, what a run is judged by: the first of these that there is.
