@@ -253,8 +253,9 @@ def test_the_page_holds_what_there_is_of_each_run(made, trained):
     text = made.read_text()
     assert page.MARK in text[:200]
     for words in (
-        "Hidden patches, filled in", "Most wrong about", "Confusion of classes", "Where it looks", "Where the runs differ",
-        "all 18 test pictures", "--config=digits.py:pretrain", "mae, no labels", "no peak known of cpu",
+        "What it makes of test pictures", "Most wrong about", "Confusion of classes", "Where it looks",
+        "Where the runs differ", "all 18 test pictures", "--config=digits.py:pretrain", "mae, no labels",
+        "no peak known of cpu",
     ):  # fmt: skip
         assert words in text, words
     assert "http" not in text.partition('id="plotly"')[0].replace("http-equiv", "")
