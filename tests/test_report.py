@@ -84,13 +84,13 @@ def test_the_command_gives_the_configuration_again(recipe, settings, expected):
 def test_a_recipe_of_a_folder_is_used_while_the_folder_is_there(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(folder.parent)
     spec = f"folder.py:scratch,{folder.name}"
-    config = command_line.configured(spec, [("total_epochs", "3")]).config
+    config = command_line.configured(spec, [("total_steps", "3000")]).config  # its rate and mixup follow
     here, gone = (
         told(config, recipe=given) for given in (workdirs.lasting_recipe(spec, config), "folder.py:scratch,x")
     )
     monkeypatch.chdir(tmp_path)
     words = repeating.command(here)
-    assert words[3:] == [f"--config=folder.py:scratch,{folder}", "--config.total_epochs=3"]
+    assert words[3:] == [f"--config=folder.py:scratch,{folder}", "--config.total_steps=3000"]
     words = repeating.command(gone)
     assert words[3] == "--config=common.py"
     spec, typed, _ = command_line.split(words[2:])
@@ -197,16 +197,16 @@ def test_runs_of_one_method_share_a_chart_and_others_do_not(small):
 @pytest.mark.parametrize(
     ("locked", "rows", "words"),
     [
-        (False, [], "nothing recorded yet"),
-        (True, [4], "still training: step 4 of 6"),
-        (False, [4], "ended at step 4 of 6"),
-        (False, [4, 6], "finished 6 steps"),
+        (None, [], "nothing recorded yet"),
+        ("{}", [4], "still training: step 4 of 6"),
+        ("", [4], "ended at step 4 of 6"),  # given back
+        (None, [4, 6], "finished 6 steps"),
     ],
 )
 def test_where_a_run_stands(small, tmp_path, locked, rows, words):
     lines = [{"step": step, "kind": "train", "loss": 1.0} for step in rows]
-    if locked:
-        (tmp_path / workdirs.LOCK).write_text("{}")
+    if locked is not None:
+        (tmp_path / workdirs.LOCK).write_text(locked)
     assert told(small(), lines)._replace(workdir=tmp_path).standing == words
 
 
@@ -253,8 +253,9 @@ def test_the_page_holds_what_there_is_of_each_run(made, trained):
     text = made.read_text()
     assert page.MARK in text[:200]
     for words in (
-        "Hidden patches, filled in", "Most wrong about", "Confusion of classes", "Where it looks", "Where the runs differ",
-        "all 18 test pictures", "--config=digits.py:pretrain", "mae, no labels", "no peak known of cpu",
+        "What it makes of test pictures", "Most wrong about", "Confusion of classes", "Where it looks",
+        "Where the runs differ", "all 18 test pictures", "--config=digits.py:pretrain", "mae, no labels",
+        "no peak known of cpu",
     ):  # fmt: skip
         assert words in text, words
     assert "http" not in text.partition('id="plotly"')[0].replace("http-equiv", "")

@@ -21,6 +21,10 @@ COMMON = {
     "lr": ("Learning rate", ""), "grad_norm": ("Norm of the gradients", ""), "img/s": ("Pictures a second", ""),
     "data_wait": ("Time spent waiting for pictures", ""),
 }  # fmt: skip
+WORDS = {
+    "abs_error": "absolute error", "top5": "top-5 accuracy", "f1": "F1", "f1_macro": "macro F1", "mAP": "mAP", "r2": "R²",
+    "exact": "pictures all right", "class_accuracy": "mean accuracy of the classes", "kl": "KL", "mse": "MSE", "nll": "NLL",
+}  # fmt: skip
 BESIDE = {"baseline": "loss"}  # drawn with another metric: they have one unit
 COUNTED, NAMED = 20, 60  # classes up to which cells have numbers, up to which there is a map at all
 
@@ -86,7 +90,7 @@ def _curve(runs: Sequence[Told], kind: str, name: str, several: bool) -> Chart |
     figure.update_layout(_layout(hovermode="x unified"))
     figure.update_xaxes(title_text="step", rangemode="tozero")
     figure.update_yaxes(tickformat="~%" if share else "~g")
-    title = COMMON[name][0] if name in COMMON else f"{words(name)} ({kind})" if several else words(name)
+    title = COMMON[name][0] if name in COMMON else headed(words(name)) + (f" ({kind})" if several else "")
     note = (
         f"lines of up to {most:,} points are drawn by about {4 * BUCKETS:,}, the highest and lowest among them"
         if most > 4 * BUCKETS
@@ -143,9 +147,13 @@ def confusion(counts: Int[np.ndarray, "c c"], names: Sequence[str]) -> Chart | N
 
 
 def words(name: str) -> str:
-    """A metric's name for people."""
-    known = {"loss": "Loss", "abs_error": "Absolute error", "top5": "Top-5 accuracy", "f1": "F1", "exact": "All right"}
-    return known.get(name, name[:1].upper() + name[1:].replace("_", " "))
+    """A metric's name for people, inside a sentence."""
+    return WORDS.get(name, name.replace("_", " "))
+
+
+def headed(text: str) -> str:
+    """The same at the head of something."""
+    return text[:1].upper() + text[1:]
 
 
 def to_json(figure: go.Figure) -> str:

@@ -29,7 +29,6 @@ SIZES = (
     "transformer.num_heads", "transformer.mlp_dim",
 )  # fmt: skip
 LABELS = {"classes": "one class a picture", "multilabel": "any number of classes a picture", "regression": "numbers"}
-OUTPUT = {"accuracy": "test accuracy", "loss": "test loss", "f1": "test F1", "abs_error": "mean error"}
 
 
 def page(runs: Sequence[Told], looks: Sequence[Looks]) -> str:
@@ -87,7 +86,7 @@ def run(told: Told, looked: Looks, place: int) -> dict[str, Any]:
 
 def answers(said: Answers, looked: str) -> dict[str, Any]:
     """Of a classifier or regression: which classes it confuses, and where it is most wrong."""
-    numbers = {charts.words(name).lower(): tables.number(value, name) for name, value in said.metrics.items()}
+    numbers = {charts.words(name): tables.number(value, name) for name, value in said.metrics.items()}
     metrics = ", ".join(f"{name} {value}" for name, value in numbers.items() if name != "examples")
     judged = said.judged
     return {
@@ -106,7 +105,12 @@ def headline(told: Told) -> dict[str, str]:
     """The number that a run is about."""
     if told.evaluated and told.metric:
         value = told.evaluated[-1].get(told.metric)
-        return {"value": tables.number(value, told.metric), "what": OUTPUT.get(told.metric, f"test {told.metric}")}
+        of = (
+            ""
+            if method_of(told.config).labels or told.metric == "loss"
+            else f" of what {told.config['objective']} predicts"
+        )
+        return {"value": tables.number(value, told.metric), "what": f"test {charts.words(told.metric)}{of}"}
     if told.trained:
         return {
             "value": tables.number(told.trained[-1].get("loss"), "loss"),
@@ -134,7 +138,9 @@ def facts(told: Told) -> list[tuple[str, str]]:
 
 
 def model_of(told: Told) -> str:
-    """The backbone in words."""
+    """The backbone in words; no ViT's, the method's name."""
+    if told.parameters and "transformer/" not in told.parameters:
+        return told.config["objective"]
     model, published = told.config["model"], {}
     with contextlib.suppress(KeyError, ValueError):  # a name of the user's own
         published = dict(configuration.flatten(configuration.plain(configuration.model_config(model["model_name"]))))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-import ml_collections
-
 from vit_jax import command_line, configuration
 from vit_jax.contracts import UserError
 from vit_jax.reporting.runs import Told
-from vit_jax.workdirs import lasting
 
 DEFAULTS = "common.py"
+ASKED = ("objective", "dataset", "batch", "total_steps", "total_epochs", "layer_decay")
 
 
 def command(told: Told) -> list[str]:
@@ -39,24 +37,22 @@ def command(told: Told) -> list[str]:
 
 def differing(recipe: str, wanted: dict[str, Any]) -> list[tuple[str, str]] | None:
     """(field, text) to set in `recipe` for `wanted`; None where that gives another configuration all the same."""
-    base = command_line.configured(recipe, [])
-    start = [("objective", wanted["objective"])] if base.config.objective != wanted["objective"] else []
-    there = dict(configuration.flatten(command_line.with_settings(base.config, start).config))
     goal = dict(configuration.flatten(wanted))
-    fields = [field for field in goal if field != "objective" and _plain(there.get(field)) != goal[field]]
-    emptied = {other for field in fields if goal[field] is not None for other in command_line.overruled(field)}
-    settings = start + [
-        (field, as_text(field, goal[field], wanted["objective"]))
-        for field in fields
-        if not (goal[field] is None and field in emptied)
-    ]
-    # What the recipe settles anew once others are set.
-    for _ in range(3):
-        made = dict(configuration.flatten(lasting(command_line.configured(recipe, settings).config)))
-        missed = [field for field in goal if made.get(field) != goal[field]]
+    settings: dict[str, str] = {}
+    # Recipes settle some fields by others: those that they ask come first, and whatever is not right then is set by hand.
+    for level in (ASKED, tuple(goal), tuple(goal), ()):
+        made = dict(
+            configuration.flatten(configuration.plain(command_line.configured(recipe, list(settings.items())).config))
+        )
+        missed = {field: value for field, value in goal.items() if field not in made or made[field] != value}
         if not missed:
-            return settings
-        settings += [(field, as_text(field, goal[field], wanted["objective"])) for field in missed]
+            return list(settings.items())
+        emptied = {other for field in missed if goal[field] is not None for other in command_line.overruled(field)}
+        settings |= {
+            field: as_text(field, value, wanted["objective"])
+            for field, value in missed.items()
+            if field in level and not (value is None and field in emptied)
+        }
     return None
 
 
@@ -75,10 +71,3 @@ def shell(words: list[str]) -> str:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def _plain(value: Any) -> Any:
-    """As JSON holds it."""
-    if isinstance(value, ml_collections.FieldReference):
-        value = value.get()
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value

@@ -105,7 +105,7 @@ def read_run(workdir: Path, name: str) -> Told:
     path = workdir / "config.json"
     try:
         stored = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         what = "it has no config.json" if workdir.is_dir() else "there is no such folder"
         raise UserError(
             f"Expected the workdir of a run, {workdir} is none ({what}): give the --workdir of `vit-jax train`."

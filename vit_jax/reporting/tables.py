@@ -32,7 +32,7 @@ def results(runs: Sequence[Told]) -> Table:
     """A row a run: its last evaluation, and its best by what it is judged by."""
     metrics = list(dict.fromkeys(name for told in runs for row in told.evaluated[-1:] for name in row))
     metrics = sorted(set(metrics) - set(NOT_METRICS), key=lambda name: (name != "accuracy", name != "loss", name))
-    header = ["run", "step", *(f"test {words(name).lower()}" for name in metrics), "best", "training loss"]
+    header = ["run", "step", *(f"test {words(name)}" for name in metrics), "best", "training loss"]
     rows = []
     for told in runs:
         last = told.evaluated[-1] if told.evaluated else {}
