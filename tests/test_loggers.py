@@ -143,7 +143,7 @@ def test_without_the_service_it_is_written_to_the_disk(tmp_path, service, monkey
     def init(**fields):
         if fields["mode"] == "online":
             raise TimeoutError("nobody answers")
-        service.url = None
+        service.offline = True
         return service
 
     monkeypatch.setattr(service, "init", init)

@@ -13,8 +13,10 @@ from vit_jax.data.prepare import prepare
 
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax prepare", description=__doc__)
-    parser.add_argument("folder", type=filled)
-    parser.add_argument("out", type=filled)
+    parser.add_argument(
+        "folder", type=filled, help="a folder a class, in train/ and test/ or not; or pictures without labels"
+    )
+    parser.add_argument("out", type=filled, help="folder to write: give it to training as config.dataset")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the split, where the folder has none")
     args = parser.parse_args(argv)
     summary = prepare(args.folder, args.out, seed=args.seed, metadata=seen(Path(args.folder)))
