@@ -274,7 +274,7 @@ RUN = {
         "evaluations without a better keep_best after which the run ends early; None: it never does",
     ),
     "loggers": Field(
-        ("tensorboard",), several(text("a logger", r"\w+")),
+        ("tensorboard",), several(text("a logger", r"\w+"), what="names of loggers such as tensorboard,wandb"),
         'where numbers go besides metrics.jsonl: "tensorboard", "wandb" (Weights & Biases)',
     ),
     "figures_every": Field(0, whole(0), "steps between pictures; 0: only at the end"),

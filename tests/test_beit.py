@@ -1,9 +1,11 @@
 """BEiT: its masks beside its generator's rules, its loss by hand, both views of a picture, and what a tokenizer must fit."""
 
+import copy
 import functools
 import io
 import math
 import random
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,9 @@ from flax import nnx
 from PIL import Image
 
 from tests import tolerances
-from tests.networks import for_tiny_networks, networks_for, with_second
+from tests.networks import TOKENIZER, for_tiny_networks, networks_for, with_second
 from tests.test_training import made_up_batch
-from vit_jax import UserError, configuration
+from vit_jax import UserError, configuration, frozen
 from vit_jax.contracts import Record
 from vit_jax.data.transforms import Preprocess
 from vit_jax.methods.beit import METHOD, hidden_blocks, masking
@@ -23,6 +25,7 @@ from vit_jax.methods.building import build
 from vit_jax.models.dvae import tokens
 from vit_jax.ops.keys import fold, key_for
 from vit_jax.ops.masks import beit_mask
+from vit_jax.ops.paths import flat_params
 from vit_jax.ops.pixels import normalise
 
 
@@ -127,6 +130,30 @@ def test_the_loss_is_a_mean_over_hidden_tokens_of_all_pictures(tiny):
     assert float(loss.reduce().value()) == pytest.approx(errors[hidden].mean(), rel=tolerances.FORWARD)
     right = (logits.argmax(-1) == codes)[hidden].mean()
     assert float(metrics["accuracy"].reduce().value()) == pytest.approx(right, rel=tolerances.FORWARD)
+
+
+def test_steps_are_given_the_tokenizers_encoder_and_figures_all_of_it(tiny, monkeypatch):
+    spec, theirs = METHOD.frozen["tokenizer"], configuration.load("digits.py:pretrain,tokenizer")
+    theirs.tokenizer.update(TOKENIZER)
+    theirs.pp.crop, theirs.pp.channels, theirs.compute_dtype = 8, tiny.pp.channels, "float32"
+    params = {path: np.asarray(leaf) for path, leaf in flat_params(nnx.split(build(theirs, None))[1]).items()}
+    given = types.SimpleNamespace(params=params, config=theirs, num_classes=None)
+    monkeypatch.setattr(frozen, "open_weights", lambda path: (given, 0))
+    tiny = copy.deepcopy(tiny)
+    tiny.beit.tokenizer = "there"
+    config, networks = frozen.opened(tiny)
+    assert config.beit.tokenizer_sha256 == frozen.sha256(params)  # of the whole
+    held = flat_params(networks.asked["tokenizer"].params)
+    assert set(held) == {path for path in params if path.startswith("encoder/")} < set(params)
+    assert all(np.array_equal(held[path], params[path]) for path in held)
+    laid = flat_params(frozen.planned(tiny)["tokenizer"].params)
+    assert {path: leaf.shape for path, leaf in laid.items()} == {path: leaf.shape for path, leaf in held.items()}
+    whole, asked = networks.whole()["tokenizer"], networks.asked.whole()["tokenizer"]
+    second = jax.random.uniform(jax.random.key(0), (2, 8, 8, tiny.pp.channels))
+    np.testing.assert_array_equal(tokens(asked, second), tokens(whole, second))
+    assert spec.asked(theirs).tokenizer.decoder_width is None is not theirs.tokenizer.decoder_width
+    images = np.zeros((1, 8, 8, tiny.pp.channels), np.uint8)
+    assert "predicted codes" in METHOD.picture(build(tiny, None), jnp.asarray(images), tiny, tokenizer=whole).columns
 
 
 def test_logits_that_are_no_numbers_are_never_right(tiny):

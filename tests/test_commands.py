@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +162,24 @@ def test_features_that_are_not_finite_are_refused(runs, pictures, tmp_path, caps
 def test_probing_with_one_training_picture(runs, pictures, capsys):
     said = out_of(capsys, "probe", runs / "scratch", "--dataset", "digits", "--train", "train[:1]", status=2)
     assert said == "error: Expected 2 or more pictures in train[:1] of digits, it has 1.\n"
+
+
+@pytest.mark.parametrize("command", sorted({*cli.COMMANDS} - {"train"}))
+def test_help_says_what_every_word_is(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    words = re.compile(r"  (?P<words>(-h, )?(--)?\S+( \S+)*)(  +(?P<help>.*))?")
+    listed = [(match, after) for line, after in zip(lines, [*lines[1:], ""], strict=True)
+              if (match := words.fullmatch(line)) and not line.startswith("   ")]  # fmt: skip
+    assert listed
+    assert not [match["words"] for match, after in listed if not match["help"] and not after.startswith("   ")]
+
+
+def test_help_of_training_says_how_to_go_on_and_where_fields_are(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    said = capsys.readouterr().out
+    for words in ("The same command continues", "vit-jax config digits.py:scratch --changed", "--config.init_from="):
+        assert words in said
+    assert max(map(len, said.splitlines())) < 126

@@ -143,7 +143,7 @@ def test_without_the_service_it_is_written_to_the_disk(tmp_path, service, monkey
     def init(**fields):
         if fields["mode"] == "online":
             raise TimeoutError("nobody answers")
-        service.url = None
+        service.offline = True
         return service
 
     monkeypatch.setattr(service, "init", init)
@@ -188,7 +188,7 @@ SETTINGS = [
     "--config=digits.py:scratch", "--config.dataset=fake", "--config.pp.channels=3", "--config.pp.train=train",
     "--config.total_steps=6", "--config.warmup_steps=2", "--config.batch=16", "--config.batch_eval=32",
     "--config.model.hidden_size=16", "--config.progress_every=2", "--config.checkpoint_every=3",
-    "--config.loggers=('tensorboard','wandb')",
+    "--config.loggers=tensorboard,wandb",
 ]  # fmt: skip
 
 

@@ -109,9 +109,9 @@ def test_a_run_says_all_of_it(small, tmp_path, capsys, monkeypatch):
     expected = [
         rf"step 3/8  left 0:\d\d  loss {number}  {number} img/s  next test at 6 in 0:\d\d  accuracy .*data_wait {number}",
         rf"about 1 minute to go, as measured over 3 steps of {number} s",
-        r"step 6/8  .* img/s  next a test  .*",
+        r"step 6/8  .* img/s  a test follows  .*",
         r"step 6  test  .*",
-        r"step 8/8  .* img/s  test accuracy \S+ at 6  next a test  .*",
+        r"step 8/8  .* img/s  test accuracy \S+ at 6  a test follows  .*",
         r"step 8  test  .*",
     ]
     assert len(lines) == len(expected)

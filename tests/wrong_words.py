@@ -54,6 +54,7 @@ FIELD_VALUES = {
     "figures_every": ["-1"],
     "shuffle_buffer": ["-1"],
     "checkpoint_minutes": ["-1", "nan", "x"],
+    "loggers": ["wandbb", "(3,)", "None", "tensorboard,"],
     "hang_seconds": ["-1", "nan", "soon"],
     "model_or_filename": ["", "a/b"],
     "trainer": ["eval", "inference_time"],

@@ -78,7 +78,8 @@ def value_of(field: str, text: str, objective: str) -> Any:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             literal = text
         if kind.type is tuple and isinstance(literal, int | float | str):
-            literal = (literal,)
+            words = tuple(text.split(","))  # names need no quotes
+            literal = words if kind.holds(words) and not kind.holds((literal,)) else (literal,)
         # A path may look like a number.
         value = literal if kind.holds(literal) or not kind.holds(text) else text
     if not kind.holds(value):

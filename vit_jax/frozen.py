@@ -16,6 +16,7 @@ from vit_jax.contracts import Config, UserError
 from vit_jax.methods import method_of
 from vit_jax.methods.building import assemble, build
 from vit_jax.methods.method import Frozen, Network, Networks
+from vit_jax.ops.paths import flat_params
 from vit_jax.weights import open_weights
 
 
@@ -44,7 +45,8 @@ def planned(config: Config) -> Networks:
     networks = Networks()
     for name, spec in method_of(config).frozen.items():
         if _get(config, spec.field) is not None:
-            graph, params = _opened(name, spec, config)[0]
+            whole = _opened(name, spec, config)[0]
+            graph, params, _ = whole.asked or whole
         else:
             stand_in = configuration.load(spec.recipe)
             try:
@@ -54,7 +56,8 @@ def planned(config: Config) -> Networks:
                     f"Expected the weights of a {name}: none are given, and {spec.recipe}, which stands for them, does not "
                     f"fit: set --config.{spec.field}=WORKDIR ({str(error).removesuffix('.')})."
                 ) from error
-            graph, params = nnx.split(jax.eval_shape(lambda stand_in=stand_in: build(stand_in, None)))
+            held = stand_in if spec.asked is None else spec.asked(stand_in)
+            graph, params = nnx.split(jax.eval_shape(lambda held=held: build(held, None)))
         networks[name] = Network(graph, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params))
     return networks
 
@@ -72,8 +75,18 @@ def _opened(name: str, spec: Frozen, config: Config) -> tuple[Network, str]:
             f"({found[:12]}...): give the one this began with."
         )
     spec.fits(weights.config, config)
-    graph, params = nnx.split(assemble(weights.config, weights.num_classes, weights.params))
-    return Network(graph, jax.tree.map(np.asarray, params)), found
+    network = _network(weights.config, weights.num_classes, weights.params)
+    if spec.asked is not None:
+        part = spec.asked(weights.config)
+        paths = flat_params(jax.eval_shape(lambda: build(part, weights.num_classes)))
+        held = {path: value for path, value in weights.params.items() if path in paths}
+        network = network._replace(asked=_network(part, weights.num_classes, held))
+    return network, found
+
+
+def _network(config: Config, num_classes: int | None, params: Mapping[str, np.ndarray]) -> Network:
+    graph, filled = nnx.split(assemble(config, num_classes, params))
+    return Network(graph, jax.tree.map(np.asarray, filled))
 
 
 def sha256(params: Mapping[str, np.ndarray]) -> str:

@@ -17,16 +17,22 @@ from vit_jax.contracts import Config, UserError
 HELP_FLAGS = {f"{dashes}{name}" for dashes in ("-", "--") for name in ("h", "help", "helpshort", "helpfull")}
 HELP = """usage: {program} --workdir=DIR --config=FILE[:ARG] [--config.FIELD=VALUE ...]
 
-Trains as the config says, or continues the run that DIR holds. An example that runs as it stands, in a minute:
+Trains as the config says. An example that runs as it stands, in a minute:
 
   {program} --workdir=runs/try --config=digits.py:scratch --config.batch=48 --config.total_steps=100
 
-  --workdir=DIR         checkpoints, metrics.jsonl, TensorBoard events and figures; also gs://bucket/folder
+Ctrl-C stops it, and so does SIGTERM: it saves first. The same command continues, from the last checkpoint in DIR and to the
+same numbers. A run that has ended goes on with a larger --config.total_steps where its schedule allows it, and says so
+where not; --config.init_from=DIR, in another --workdir, begins a new run with what the old one learned.
+
+  --workdir=DIR         folder of the run, made if missing, or gs://bucket/folder: checkpoints, metrics.jsonl, figures
   --config=FILE[:ARG]   a file of your own, or one of
 {recipes}
   --config.FIELD=VALUE  any field of the config, such as --config.batch=256 or --config.pp.crop=192
-  --fields              lists every field of --config with its value and meaning, and stops:
-                        {program} --config=digits.py:scratch --fields
+  --fields              lists every field of --config with its value and meaning, and stops, as `vit-jax config` does:
+
+  vit-jax config digits.py:scratch              every field: its value, its default, what it means and may hold
+  vit-jax config digits.py:scratch --changed    only what the recipe sets
 
 Several processes join by themselves on TPU slices, under Slurm and Open MPI; elsewhere each says who it is:
   --coordinator=HOST:PORT  of process 0

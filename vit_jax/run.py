@@ -147,10 +147,10 @@ class Run:
         if self.draw is None:
             return
         self.watch.waits_for("figures to be drawn", SLOW)
-        params, frozen = processes.to_host((self.best_params, self.program.frozen))
+        params = processes.to_host(self.best_params)
         if jax.process_index() == 0:
-            model, networks = nnx.merge(self.program.graph, params), self.networks.merged(*frozen)
-            self.draw(self.mirror.local, self.config, model, spread_batch(self.test, self.preprocess), networks)
+            model, pictures = nnx.merge(self.program.graph, params), spread_batch(self.test, self.preprocess)
+            self.draw(self.mirror.local, self.config, model, pictures, self.networks.whole())
             self.tracker.figures(self.step)
 
     def save(self) -> None:

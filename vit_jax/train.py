@@ -139,10 +139,12 @@ def prepare(
     config, networks = frozen.opened(frozen.remembered(config, begun_with(workdir)))
     objective = method.objective(config, num_classes)
     try:
-        program = make_program(config, objective, schedule_of(config, steps_per_epoch), num_classes, mesh, networks)
+        program = make_program(
+            config, objective, schedule_of(config, steps_per_epoch), num_classes, mesh, networks.asked
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
-    eval_step = make_eval_step(objective, program.graph, program.layout.params, mesh, networks, program.frozen)
+    eval_step = make_eval_step(objective, program.graph, program.layout.params, mesh, networks.asked, program.frozen)
 
     watch.waits_for("a checkpoint, or first weights", SLOW)
     # Where we begin: 1 this workdir's own last checkpoint, 2 given weights, ours or converted, 3 from scratch

@@ -32,10 +32,10 @@ from vit_jax.training.step import abstract_batch, make_program
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax bench", description=__doc__)
     add_config(parser)
-    parser.add_argument("--num-classes", type=whole(1, 10_000_000), default=1000)
-    parser.add_argument("--steps", type=whole(1, 1_000_000), default=10)
+    parser.add_argument("--num-classes", type=whole(1, 10_000_000), default=1000, help="of a classifier (default 1000)")
+    parser.add_argument("--steps", type=whole(1, 1_000_000), default=10, help="to time (default 10)")
     parser.add_argument("--data", action="store_true", help="time the input pipeline instead, on config.dataset")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
     args, config = parse_with_config(parser, argv)
     found = bench_data(config, args.steps) if args.data else bench_step(config, args.num_classes, args.steps)
     if args.json:

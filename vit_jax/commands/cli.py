@@ -9,9 +9,12 @@ from vit_jax import signals
 
 # name: (module with `run(argv) -> exit status`, one line of help)
 COMMANDS = {
-    "train": ("vit_jax.commands.train", "train: --workdir=DIR --config=FILE:ARG [--config.field=value ...]"),
-    "eval": ("vit_jax.commands.eval", "evaluate a workdir's last checkpoint"),
-    "imagenet": ("vit_jax.commands.imagenet", "a classifier on ImageNet, ReaL, V2, A, R, Sketch and C"),
+    "train": (
+        "vit_jax.commands.train",
+        "train, or continue: --workdir=DIR --config=FILE:ARG [--config.field=value ...]",
+    ),
+    "eval": ("vit_jax.commands.eval", "exact metrics of a run's last checkpoint, as a whole and of each class"),
+    "imagenet": ("vit_jax.commands.imagenet", "judge a classifier on ImageNet, ReaL, V2, A, R, Sketch and C"),
     "predict": ("vit_jax.commands.predict", "name the classes of pictures"),
     "report": ("vit_jax.commands.report", "one page about one run or several: curves, results, mistakes, settings"),
     "reconstruct": ("vit_jax.commands.reconstruct", "draw what a masked image model makes of hidden patches"),
@@ -24,9 +27,9 @@ COMMANDS = {
     ),
     "export": ("vit_jax.commands.export", "the model with its preprocessing as one StableHLO program, for serving"),
     "models": ("vit_jax.commands.models", "published files of weights: source, size, licence, accuracy"),
-    "inspect": ("vit_jax.commands.inspect", "step, configuration, parameters and their sha256"),
+    "inspect": ("vit_jax.commands.inspect", "what a workdir holds: step, configuration, parameters and their sha256"),
     "config": ("vit_jax.commands.config", "every field of a recipe: its value, its default, what it means"),
-    "doctor": ("vit_jax.commands.doctor", "versions, backend, devices, memory"),
+    "doctor": ("vit_jax.commands.doctor", "what this installation runs on: versions, devices, memory"),
     "prepare": ("vit_jax.commands.prepare", "a folder of pictures -> a TFDS ArrayRecord data set"),
     "plan": ("vit_jax.commands.plan", "does a run fit a TPU slice, and how long does it take? Without having one"),
     "bench": ("vit_jax.commands.bench", "time a config's training step and its input pipeline"),

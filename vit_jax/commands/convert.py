@@ -37,9 +37,9 @@ MEANT = ("activation", "norm_eps", "positions")
 
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=filled)
-    parser.add_argument("destination", type=local)
-    parser.add_argument("--to", choices=("native", *FORMATS), default="native")
+    parser.add_argument("source", type=filled, help="weights to read: SRC above")
+    parser.add_argument("destination", type=local, help="what to write, which is not there yet: DST above")
+    parser.add_argument("--to", choices=("native", *FORMATS), default="native", help="format of DST (default native)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the numbers written")
     add_given(parser)
     parser.add_argument("--num_classes", type=whole(1, 10_000_000), help="replace the head by a new one of zeros")

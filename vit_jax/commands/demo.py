@@ -23,7 +23,7 @@ SEEDS = (0, 1, 2)
 
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax demo", description=__doc__)
-    parser.add_argument("--workdir", type=filled, default="runs/demo")
+    parser.add_argument("--workdir", type=filled, default="runs/demo", help="folder of its runs (default runs/demo)")
     parser.add_argument("--seeds", type=whole(1, 1000), default=len(SEEDS), help="how many (default 3)")
     args = parser.parse_args(argv)
 

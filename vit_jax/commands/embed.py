@@ -18,10 +18,17 @@ from vit_jax.writing import written_whole
 
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax embed", description=__doc__)
-    parser.add_argument("workdir", type=filled)
+    parser.add_argument("workdir", type=filled, help="or a file of weights that `vit-jax convert` reads")
     parser.add_argument("pictures", type=filled, nargs="+", help="pictures, or folders of them")
-    parser.add_argument("--out", type=local, default="features.npz", help=".npz or .parquet")
-    parser.add_argument("--pool", choices=("mean", "cls", "model"), default="mean")
+    parser.add_argument(
+        "--out", type=local, default="features.npz", help="a .npz or .parquet file (default features.npz)"
+    )
+    parser.add_argument(
+        "--pool",
+        choices=("mean", "cls", "model"),
+        default="mean",
+        help="of the patch tokens, the class token, or as the model's head has it (default mean)",
+    )
     parser.add_argument("--batch", type=whole(1, 2**20), default=64, help="pictures at a time (default 64)")
     add_given(parser)
     args = parser.parse_args(argv)

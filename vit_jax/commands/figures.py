@@ -34,7 +34,7 @@ RATIOS = (0.5, 0.75, 0.9)
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax figures", description=__doc__)
     parser.add_argument("weights", type=filled, help="a workdir, or a file that `vit-jax convert` reads")
-    parser.add_argument("pictures", type=filled, nargs="+")
+    parser.add_argument("pictures", type=filled, nargs="+", help="files of pictures")
     parser.add_argument("--out", type=local, default="figures", help="folder for the pictures drawn")
     parser.add_argument(
         "--layers", type=whole(-(10**6), 10**6), nargs="*", default=[-1], help="whose attention, from 0; -1 is the last"

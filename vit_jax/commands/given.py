@@ -14,10 +14,14 @@ def add_given(parser: argparse.ArgumentParser) -> None:
     """Arguments for what `vit_jax.load` takes by the same names."""
     group = parser.add_argument_group("for other people's files")
     group.add_argument(
-        "--num_heads", type=whole(1, 1024), help="of a width that was not published: files do not show it"
+        "--num_heads",
+        type=whole(1, 1024),
+        help="attention heads, where the width is not one of the published models': files do not show them",
     )
     group.add_argument(
-        "--decoder_num_heads", type=whole(1, 1024), help="of a masked autoencoder's decoder (default 16)"
+        "--decoder_num_heads",
+        type=whole(1, 1024),
+        help="attention heads of a masked autoencoder's decoder (default 16)",
     )
     for name in ("mean", "std"):
         group.add_argument(

@@ -39,12 +39,14 @@ CORRUPTED = "imagenet2012_corrupted/{name}_{severity}"
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax imagenet", description=__doc__)
     parser.add_argument("weights", type=filled, help="a workdir, or a file that `vit-jax convert` reads")
-    parser.add_argument("--sets", nargs="+", choices=[*SETS, "c"], default=list(SETS))
+    parser.add_argument(
+        "--sets", nargs="+", choices=[*SETS, "c"], default=list(SETS), help="to judge on (default: all but c)"
+    )
     parser.add_argument(
         "--tfds_data_dir", type=filled, help="where the prepared data sets lie (default: TFDS's own folder)"
     )
-    parser.add_argument("--batch", type=whole(1, 2**20), default=128)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--batch", type=whole(1, 2**20), default=128, help="pictures at a time (default 128)")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
     add_given(parser)
     args = parser.parse_args(argv)
 

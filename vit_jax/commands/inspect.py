@@ -26,8 +26,8 @@ def digest(params: Mapping[str, np.ndarray]) -> str:
 
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax inspect", description=__doc__)
-    parser.add_argument("workdir", type=filled)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("workdir", type=filled, help="of a run, or of converted weights")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--parameters", action="store_true", help="list every parameter with its shape")
     args = parser.parse_args(argv)
 

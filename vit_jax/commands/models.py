@@ -12,7 +12,7 @@ from vit_jax.conversion.catalogue import PUBLISHED
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax models", description=__doc__)
     parser.add_argument("pattern", nargs="?", default="", help="part of a name, e.g. mae or B_16")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON list")
     args = parser.parse_args(argv)
 
     found = [entry for entry in PUBLISHED if args.pattern.lower() in entry.name.lower()]

@@ -25,12 +25,12 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--topology", help="TPU slice: v4:2x2x4, v5e:16x16, v5p:4x4x8, v6e:8x8 (default: the recipe's)")
     parser.add_argument("--local", action="store_true", help="this machine's devices instead of a slice")
     parser.add_argument("--mesh", default="", metavar="data=..,fsdp=..,tensor=..", help="-1: the rest")
-    parser.add_argument("--num-classes", type=whole(1, 10_000_000), default=1000)
+    parser.add_argument("--num-classes", type=whole(1, 10_000_000), default=1000, help="of a classifier (default 1000)")
     parser.add_argument(
         "--examples", type=whole(1), default=IMAGENET, help="training pictures, for schedules in epochs"
     )
     parser.add_argument("--search", action="store_true", help="try the sensible meshes and rank them")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
     args, config = parse_with_config(
         parser, argv, lambda args: [f"mesh.{part}" for part in args.mesh.split(",") if part]
     )

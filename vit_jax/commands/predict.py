@@ -26,7 +26,7 @@ from vit_jax.writing import written_whole
 
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax predict", description=__doc__)
-    parser.add_argument("workdir", type=filled)
+    parser.add_argument("workdir", type=filled, help="or a file of weights that `vit-jax convert` reads")
     parser.add_argument("pictures", type=filled, nargs="+", help="pictures, or folders of them")
     parser.add_argument("--top", type=whole(1), default=5, help="classes a picture (default 5)")
     parser.add_argument("--batch", type=whole(1, 2**20), default=64, help="pictures at a time (default 64)")

@@ -24,8 +24,13 @@ TASKS = ("classes", "multilabel", "regression")
 
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax prepare", description=__doc__)
-    parser.add_argument("folder", type=filled, nargs="?", help="of pictures")
-    parser.add_argument("out", type=local, help="where the data set is written")
+    parser.add_argument(
+        "folder",
+        type=filled,
+        nargs="?",
+        help="a folder a class, in train/ and test/ or not; or pictures without labels",
+    )
+    parser.add_argument("out", type=local, help="folder to write: give it to training as config.dataset")
     parser.add_argument("--imagenet", type=filled, nargs=2, metavar=("TRAIN.tar", "VAL.tar"), help="in place of FOLDER")
     parser.add_argument("--tfrecord", type=filled, metavar="FOLDER", help="in place of FOLDER")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the split, where the folder has none")

@@ -41,13 +41,15 @@ def run(argv: list[str]) -> int:
         "--dataset", type=filled, required=True, help="a folder {train,test}/class/*.jpg, or a TFDS name"
     )
     parser.add_argument("--train", type=filled, default="train", help="split, TFDS syntax (default train)")
-    parser.add_argument("--test", type=filled, default="test")
-    parser.add_argument("--neighbours", type=whole(1), default=20)
-    parser.add_argument("--shots", type=whole(1), nargs="*", default=[1, 5, 10, 25])
+    parser.add_argument("--test", type=filled, default="test", help="split to judge on (default test)")
+    parser.add_argument("--neighbours", type=whole(1), default=20, help="how many vote (default 20)")
+    parser.add_argument(
+        "--shots", type=whole(1), nargs="*", default=[1, 5, 10, 25], help="labels a class (default 1 5 10 25)"
+    )
     parser.add_argument("--epochs", type=whole(1, 1_000_000), default=30, help="of the linear heads")
     parser.add_argument("--batch", type=whole(1, 2**20), default=128, help="pictures at a time through the encoder")
     parser.add_argument("--cache", type=filled, help="folder for features (default: the user's cache folder)")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
     add_given(parser)
     args = parser.parse_args(argv)
 

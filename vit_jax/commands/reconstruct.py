@@ -21,9 +21,13 @@ MOST = 32  # rows of one figure
 
 def run(argv: list[str]) -> int:
     parser = Parser(prog="vit-jax reconstruct", description=__doc__)
-    parser.add_argument("workdir", type=filled)
-    parser.add_argument("pictures", type=filled, nargs="+")
-    parser.add_argument("--out", type=local, default="reconstructions.png")
+    parser.add_argument(
+        "workdir", type=filled, help="of a masked image model, or a file of weights that `vit-jax convert` reads"
+    )
+    parser.add_argument("pictures", type=filled, nargs="+", help="files of pictures")
+    parser.add_argument(
+        "--out", type=local, default="reconstructions.png", help="the file to draw (default reconstructions.png)"
+    )
     parser.add_argument("--num-visible", type=whole(1), help="patches left visible (default: as trained)")
     parser.add_argument("--mask", choices=("random", "block", "grid"), help="default: as trained")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the masks")

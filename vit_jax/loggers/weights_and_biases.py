@@ -86,7 +86,8 @@ class WeightsAndBiases(Logger):
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
         if mode != "disabled":
-            self._begun.say(f"Weights & Biases: {run.url or f'`wandb sync {Path(run.dir).parent}` uploads it'}")
+            where = f"`wandb sync {Path(run.dir).parent}` uploads it" if run.offline else run.url
+            self._begun.say(f"Weights & Biases: {where}")
         return run
 
     def _init(self, wandb: Any, mode: str) -> Any:

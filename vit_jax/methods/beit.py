@@ -6,6 +6,7 @@ looks at a second view of the same crop, whose grid of codes is the grid of patc
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import jax
@@ -86,6 +87,13 @@ def fits(theirs: Config, config: Config) -> None:
             f"Expected a code for each of {grid[0]} x {grid[1]} patches, {where} takes pictures of {wanted[0]} x {wanted[1]} "
             f"for that, got {f'{second[0]} x {second[1]}' if second else 'no second view'}: {advice}."
         )
+
+
+def codes_alone(theirs: Config) -> Config:
+    """A tokenizer without its decoder, which draws figures and is asked by no step."""
+    made: Any = copy.deepcopy(theirs)
+    made["tokenizer"]["decoder_width"] = None
+    return made
 
 
 def build(config: Config, num_classes: int | None, rngs: nnx.Rngs) -> Masked:
@@ -173,5 +181,5 @@ def told(tokenizer: DVAE, codes: Int[Array, "b h w"], patch_size: tuple[int, int
 
 METHOD = Method(
     build, objective, outputs, backbone_at="encoder", in_words=in_words, picture=picture,
-    frozen={"tokenizer": Frozen("beit.tokenizer", "tokenizer.py:dalle", fits)},
+    frozen={"tokenizer": Frozen("beit.tokenizer", "tokenizer.py:dalle", fits, codes_alone)},
 )  # fmt: skip

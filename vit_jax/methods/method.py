@@ -45,12 +45,15 @@ class Objective(NamedTuple):
 class Frozen(NamedTuple):
     """A network that a method uses and does not train: a tokenizer, a teacher. Any weights that can be loaded will do.
 
-    It is an argument of the step, laid out like parameters, and no part of State.
+    It is an argument of the step, laid out like parameters, and no part of State. Only what `asked` leaves of it is: the rest
+    (a tokenizer's decoder, which figures use) stays with the host. Its checksum is that of the whole.
     """
 
     field: str  # of the config: where its weights are. `{field}_sha256` says which they are, and is kept in checkpoints
     recipe: str  # the configuration that stands for it in plans, where no weights are given
     fits: Callable[[Config, Config], None]  # (its configuration, the run's); raises UserError where it cannot be used
+    # Its configuration -> that of the part which `consult` asks, its parameters under the same paths; None: all of it.
+    asked: Callable[[Config], Config] | None = None
 
 
 class Network(NamedTuple):
@@ -58,10 +61,20 @@ class Network(NamedTuple):
 
     graph: Any
     params: Any
+    asked: Any = None  # the Network that is the part of it which lies on the devices; None: all of it
 
 
 class Networks(dict[str, Network]):
     """Frozen networks by name."""
+
+    @property
+    def asked(self) -> Networks:
+        """What `consult` asks of them."""
+        return Networks({name: network.asked or network for name, network in self.items()})
+
+    def whole(self) -> dict[str, Any]:
+        """The networks with all of their parameters, for figures."""
+        return {name: nnx.merge(network.graph, network.params) for name, network in self.items()}
 
     def merged(self, *frozen: Mapping[str, Any]) -> dict[str, Any]:
         """The networks with parameters: those of `frozen[0]`, which need not be there for no networks."""

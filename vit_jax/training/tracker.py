@@ -99,7 +99,7 @@ class Tracker:
         words = {name: f"{name} {_short(value)}" for name, value in values.items()}
         words["img/s"] = f"{_short(values['img/s'])} img/s"
         first = [words.pop(name) for name in ("loss", "img/s") if name in words]
-        following = f"next test at {comes} in {_clock(seconds)}" if comes > step else "next a test"
+        following = f"next test at {comes} in {_clock(seconds)}" if comes > step else "a test follows"
         parts = [f"step {step}/{self.total}", f"left {_clock(progress.left(step))}", *first, *self._judged, following]
         parts += words.values()
         if self._live:
