@@ -28,12 +28,14 @@ class Progress:
         self.doing, self.total, self.amount = doing, total, amount
         self.terminal = sys.stderr.isatty()
         self.first, self.began = done, time.monotonic()
-        self.next = self.began + (0.0 if self.terminal else ELSEWHERE)
-        if not self.terminal:
-            print(f"{doing}{f' ({amount(total)})' if total else ''} ...", file=sys.stderr, flush=True)
+        self.next, self.begun = self.began + (0.0 if self.terminal else ELSEWHERE), False
 
     def show(self, done: int, size: int = 0) -> None:
         """`size`: bytes that this took since the beginning, where `done` counts something else."""
+        if not self.begun and not self.terminal:
+            of_all = f" ({self.amount(self.total)})" if self.total else ""
+            print(f"{self.doing}{of_all} ...", file=sys.stderr, flush=True)
+        self.begun = True
         now = time.monotonic()
         if now < self.next:
             return
@@ -57,7 +59,7 @@ class Progress:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        if self.terminal:
+        if self.terminal and self.begun:
             print(file=sys.stderr)
 
 

@@ -108,9 +108,9 @@ def growing(place: Path, plan: dict[str, Any]) -> Iterator[Path]:
             for part in unfinished.glob(f"*{PART}"):
                 part.unlink()
             yield unfinished
-            for own in (PLAN, NOTED):
-                (unfinished / own).unlink(missing_ok=True)
             unfinished.rename(place)
+            for own in (PLAN, NOTED):
+                (place / own).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"Expected to write to {place}, it failed ({first_line(error)}): free space or give another OUT; what is "
@@ -119,10 +119,10 @@ def growing(place: Path, plan: dict[str, Any]) -> Iterator[Path]:
 
 
 def remove(folder: Path) -> None:
-    """A folder, and those around it that are empty then."""
+    """A folder, and the two around it where they are empty then."""
     shutil.rmtree(folder)
     with contextlib.suppress(OSError):
-        for parent in list(folder.parents)[:3]:
+        for parent in list(folder.parents)[:2]:
             parent.rmdir()
 
 

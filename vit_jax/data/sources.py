@@ -259,10 +259,15 @@ def tfds_source(where: str | Path, split: str, data_dir: str | None, labels: Lab
             "config.tfds_data_dir, give a folder of pictures, or make one with `vit-jax prepare FOLDER OUT`."
         ) from error
     if not known:
-        raise UserError(
-            f"Expected {where} to be prepared in {data_dir or 'the default folder of TFDS'}, it is not: run "
+        how = (
             f"`tfds build {where} --file_format=array_record` where TensorFlow is installed (preparing needs it, training "
-            "does not), or set config.tfds_data_dir."
+            "does not)"
+        )
+        if where == "imagenet2012":
+            how = "`vit-jax prepare --imagenet ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar OUT`"
+        raise UserError(
+            f"Expected {where} to be prepared in {data_dir or 'the default folder of TFDS'}, it is not: run {how}, or set "
+            "config.tfds_data_dir."
         )
     check_split(parse_split(split)[0], known)
     features = builder.info.features

@@ -62,7 +62,7 @@ def _numbers(features: Any, keys: list[str], asked: Labels, where: str) -> tuple
     for key in keys:
         feature = features[key]
         if hasattr(feature, "items"):
-            found |= {name: (key, name) for name in feature}
+            found |= {name: (key, name) for name in sorted(feature)}  # TFDS's file has no order of its own
             kinds = list(feature.values())
         elif getattr(feature, "shape", None) == ():
             found[key], kinds = (key, ()), [feature]
