@@ -51,6 +51,8 @@ def write(trained: Trained, out: Path, what: str = "answers") -> tuple[list[Path
     """
     trained = in_float32(trained)
     run = program(trained, what)
+    for name in ("jax2onnx", "onnx_ir"):  # they warn of examples that they leave out, and of every shape they need not know
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         import jax2onnx
         import onnx
@@ -59,7 +61,6 @@ def write(trained: Trained, out: Path, what: str = "answers") -> tuple[list[Path
         raise UserError(
             f'Expected the packages jax2onnx and onnxruntime ({first_line(error)}): pip install "vit_jax[onnx]".'
         ) from error
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of each shape that it does not need to know
     taken = input_of(trained)
     with placed(out) as folder:
         try:
