@@ -51,7 +51,10 @@ def write(trained: Trained, out: Path, what: str = "answers") -> tuple[list[Path
     """
     trained = in_float32(trained)
     run = program(trained, what)
-    for name in ("jax2onnx", "onnx_ir"):  # they warn of examples that they leave out, and of every shape they need not know
+    for name in (
+        "jax2onnx",
+        "onnx_ir",
+    ):  # they warn of examples that they leave out, and of every shape they need not know
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         import jax2onnx
