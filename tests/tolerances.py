@@ -15,3 +15,5 @@ CONVERTED_LARGE = 1e-4
 TRAJECTORY_LOSS = 1e-4
 TRAJECTORY_PARAMS = 1e-3
 MESH = 1e-5  # losses, metrics and gradients of one step over eight devices against one, float32
+# onnxruntime beside XLA, float32, pictures of the model's own size
+ONNX = 1e-5

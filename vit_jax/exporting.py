@@ -1,13 +1,15 @@
-"""A model with its weights and its preprocessing as one StableHLO program (`jax.export`), which JAX alone runs.
+"""A model with its weights and its preprocessing as one program: StableHLO by `jax.export`, which JAX alone runs, or ONNX.
 
-Pictures of any one size go in as bytes of colours, probabilities or features come out; the number of pictures is free, and
-one file serves CPUs, NVIDIA GPUs and TPUs.
+Pictures of any one size go in as bytes of colours, probabilities or features come out; the number of pictures is free. One
+file of StableHLO serves CPUs, NVIDIA GPUs and TPUs. The ONNX half is onnx_exporting.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ PROGRAM, TOLD = "model.stablehlo", "model.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
 METHODS = {"bilinear": "linear", "bicubic": "cubic", "lanczos": "lanczos3"}
 WAYS = ("answers", "features")
+Program = Callable[[UInt8[Array, "b H W c"]], Float[Array, "b o"]]
 
 
 def seen(pictures: UInt8[Array, "b H W c"], pp: Any) -> UInt8[Array, "b H2 W2 c"]:
@@ -61,31 +64,51 @@ def _along(
     return jnp.clip(jnp.floor(resized + 0.5), 0, 255).astype(jnp.uint8)  # halves upwards, as there
 
 
-def program(trained: Trained, what: str = "answers") -> Callable[[UInt8[Array, "b H W c"]], Float[Array, "b o"]]:
+def program(trained: Trained, what: str = "answers") -> Program:
     """Pictures of any size -> probabilities (numbers, in a regression), or pooled features.
 
     Raises:
       UserError: a model that gives neither.
     """
     config, method = trained.config, method_of(trained.config)
-    pp, answers = config["pp"], method.answers
     if what not in WAYS:
         raise UserError(f"Expected {' or '.join(WAYS)} to export, got {what!r}.")
-    if what == "answers" and answers is None:
+    pp, encoder, answers = config["pp"], trained.encoder, method.answers
+    if what == "answers" and (answers is None or not encoder.cfg.num_classes):
         raise UserError(
-            f"Expected a model that learned from labels, this one was trained with objective {config['objective']!r}: "
-            "export its features (--features)."
+            f"Expected a model with answers to export, this {type(trained.model).__name__} has no head that learned from "
+            "labels: export its features (--features), or fine-tune it with config.init_from."
         )
-    graph, params = nnx.split(trained.model if what == "answers" else trained.encoder)
+    graph, params = nnx.split(trained.model if what == "answers" else encoder)
 
     def run(pictures: UInt8[Array, "b H W c"]) -> Float[Array, "b o"]:
         model, pixels = nnx.merge(graph, params), normalise(seen(pictures, pp), pp["mean"], pp["std"])
         if what == "answers":
             assert answers is not None
             return answers(model(pixels).astype(jnp.float32), config)
-        return pooled(model, model.features(pixels), "mean").astype(jnp.float32)
+        return pooled(model, model.features(pixels), "mean")
 
     return run
+
+
+def input_of(trained: Trained) -> jax.ShapeDtypeStruct:
+    """What a program takes: any number of pictures of any one height and width."""
+    return jax.ShapeDtypeStruct(export.symbolic_shape(f"b, h, w, {trained.config['pp']['channels']}"), jnp.uint8)
+
+
+def told(trained: Trained, what: str) -> dict[str, Any]:
+    """What a program cannot say of itself."""
+    task = trained.config["task"]
+    probabilities = {"classes": "probabilities of one class", "multilabel": "probabilities of each class"}
+    return {
+        "input": "pictures, uint8 (number, height, width, channels)",
+        "output": probabilities.get(task, "numbers") if what == "answers" else "pooled features",
+        "names": list(trained.class_names) if what == "answers" and trained.class_names else None,
+        "channels": trained.config["pp"]["channels"],
+        "size": list(pair(trained.config["pp"]["crop"])),
+        "step": trained.step,
+        "jax": jax.__version__,
+    }
 
 
 def write(trained: Trained, out: Path, what: str = "answers") -> list[Path]:
@@ -101,28 +124,23 @@ def write(trained: Trained, out: Path, what: str = "answers") -> list[Path]:
         raise UserError(
             'Expected the package flatbuffers, which jax.export needs: pip install "vit_jax[export]".'
         ) from error
-    shape = export.symbolic_shape(f"b, h, w, {trained.config['pp']['channels']}")
-    exported = export.export(jax.jit(run), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
-    told = {
-        "input": "pictures, uint8 (number, height, width, channels)",
-        "output": {"answers": {"classes": "probabilities of one class", "multilabel": "probabilities of each class",
-                               "regression": "numbers"}[trained.config["task"]], "features": "pooled features"}[what],
-        "names": list(trained.class_names) if what == "answers" and trained.class_names else None,
-        "channels": trained.config["pp"]["channels"],
-        "step": trained.step,
-        "jax": jax.__version__,
-    }  # fmt: skip
+    with placed(out) as folder:
+        exported = export.export(jax.jit(run), platforms=PLATFORMS)(input_of(trained))
+        (folder / PROGRAM).write_bytes(exported.serialize())
+        (folder / TOLD).write_text(json.dumps(told(trained, what), indent=2) + "\n")
+    return [out / PROGRAM, out / TOLD]
+
+
+@contextlib.contextmanager
+def placed(out: Path) -> Iterator[Path]:
+    """A folder whose files go to `out` when all of them are whole; older ones of their names are replaced."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, content in (
-            (PROGRAM, bytes(exported.serialize())),
-            (TOLD, json.dumps(told, indent=2).encode() + b"\n"),
-        ):
-            temporary = out / f"{name}.tmp"
-            temporary.write_bytes(content)
-            temporary.replace(out / name)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+            yield Path(folder)
+            for path in Path(folder).iterdir():
+                path.replace(out / path.name)
     except OSError as error:
         raise UserError(
             f"Expected a folder to write to, {out} cannot be written ({error.strerror}): give another."
         ) from error
-    return [out / PROGRAM, out / TOLD]

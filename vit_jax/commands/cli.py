@@ -25,7 +25,10 @@ COMMANDS = {
         "vit_jax.commands.convert",
         "other people's weights in, ours out: Google's, timm's, MAE's, Hugging Face's",
     ),
-    "export": ("vit_jax.commands.export", "the model with its preprocessing as one StableHLO program, for serving"),
+    "export": (
+        "vit_jax.commands.export",
+        "the model with its preprocessing as one program, for serving: StableHLO or ONNX",
+    ),
     "models": ("vit_jax.commands.models", "published files of weights: source, size, licence, accuracy"),
     "inspect": ("vit_jax.commands.inspect", "what a workdir holds: step, configuration, parameters and their sha256"),
     "config": ("vit_jax.commands.config", "every field of a recipe: its value, its default, what it means"),
