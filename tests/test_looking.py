@@ -11,10 +11,11 @@ from PIL import Image
 
 import vit_jax
 from tests import tolerances
-from vit_jax import UserError
+from vit_jax import UserError, configuration
 from vit_jax.commands.cli import main
 from vit_jax.evaluation.attention import attention, mean_distances, rollout, to_patches
 from vit_jax.evaluation.probes import Split, few_shot, linear_heads, nearest_neighbours
+from vit_jax.methods.building import build
 
 SMALL = {"hidden_size": 16, "transformer": {"num_layers": 3, "num_heads": 2, "mlp_dim": 32}, "positions_std": 1.0}
 
@@ -216,3 +217,63 @@ def test_probe_computes_features_once(workdir, tmp_path, capsys):
     assert [path.stat().st_mtime_ns for path in stored] == times
     assert all(0.0 <= value <= 1.0 for row in first["results"] for key, value in row.items() if key != "pooling")
     assert main(["probe", str(workdir), "--dataset", str(tmp_path / "data" / "train" / "dark")]) == 2
+
+
+def test_attention_from_python_is_what_the_figures_are_drawn_from():
+    model = small_vit(classifier="token")
+    pixels = jnp.asarray(np.random.default_rng(0).standard_normal((2, 12, 16, 3)), jnp.float32)
+    (maps,), (tokens,) = (vit_jax.attention(model, pixels, layers=[1], form=form) for form in ("maps", "tokens"))
+    assert (maps.shape, tokens.shape) == ((2, 2, 3, 4), (2, 2, 13, 13))
+    np.testing.assert_array_equal(maps.reshape(2, 2, 12), tokens[:, :, 0, 1:])  # the class token's row
+    np.testing.assert_array_equal(tokens, attention(model, pixels, [1])[0])
+    for wrong in ({"layers": [3]}, {"form": "NHWC"}):
+        with pytest.raises(UserError, match="Expected"):
+            vit_jax.attention(model, pixels, **wrong)
+    with pytest.raises(UserError, match="Expected an array of pixels"):
+        vit_jax.attention(model, "some.png")
+
+
+def masked(small, **section):
+    config = small("pretrain")
+    config.mae.update({"num_visible": 6, "mask": "grid", **section})
+    return vit_jax.Trained(build(config, None), configuration.plain(config), None, 0)
+
+
+def test_reconstructions_hide_what_was_asked_for(small):
+    trained, pictures = masked(small), np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+
+    def hidden(**given):
+        columns = vit_jax.reconstruct(trained, pictures, **given).columns
+        original, pasted = columns["original"], list(columns.values())[-1]
+        changed = np.abs(original - pasted).reshape(2, 4, 2, 4, 2, 3).max(axis=(2, 4, 5)) > 1e-6
+        return changed.reshape(2, -1).sum(axis=1).tolist()
+
+    assert hidden() == [10, 10]  # of 16, as trained
+    assert hidden(mask_ratio=0.25) == [4, 4]
+    assert trained.config["mae"]["num_visible"] == 6  # left as it was
+    first, other = (vit_jax.reconstruct(trained, pictures, 0.5, seed=seed).columns["masked"] for seed in (1, 2))
+    assert not np.array_equal(first, other)
+    for ratio in (0.0, 1.0, -0.5):
+        with pytest.raises(UserError, match="Expected mask_ratio between 0 and 1"):
+            vit_jax.reconstruct(trained, pictures, ratio)
+
+
+def test_a_classifier_fills_in_nothing(small):
+    config = small()
+    trained = vit_jax.Trained(build(config, 10), configuration.plain(config), None, 0)
+    with pytest.raises(UserError, match="fills in pixels by itself"):
+        vit_jax.reconstruct(trained, np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_model_lies_on_a_mesh_as_in_training():
+    model = vit_jax.create("ViT-Ti_4", num_classes=3, image_size=(12, 16), hidden_size=48)
+    pixels = jnp.asarray(np.random.default_rng(0).standard_normal((2, 12, 16, 3)), jnp.float32)
+    split = vit_jax.shard(model, {"data": 2, "fsdp": 2, "tensor": 2})
+    kernel = split.transformer.blocks.mlp.fc1.kernel[...]
+    depth, width, columns = kernel.shape
+    assert kernel.sharding.shard_shape(kernel.shape) == (depth, width // 2, columns // 2)
+    np.testing.assert_array_equal(kernel, model.transformer.blocks.mlp.fc1.kernel[...])
+    assert len(model.transformer.blocks.mlp.fc1.kernel[...].devices()) == 1  # the one given stays where it was
+    np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(split, pixels), model(pixels), atol=1e-5)
+    with pytest.raises(UserError, match="multiply to 8 devices"):
+        vit_jax.shard(model, {"data": 3})

@@ -12,16 +12,33 @@ if TYPE_CHECKING:
     from vit_jax.api import Trained, create, features, load
     from vit_jax.contracts import UserError
     from vit_jax.fitting import finetune, fit
+    from vit_jax.looking import attention, reconstruct, shard
     from vit_jax.reporting.making import report
+    from vit_jax.training.tracker import read_metrics
 
 __version__ = "0.1.0"
-__all__ = ["Trained", "UserError", "create", "features", "finetune", "fit", "load", "report"]
+__all__ = [
+    "Trained",
+    "UserError",
+    "attention",
+    "create",
+    "features",
+    "finetune",
+    "fit",
+    "load",
+    "read_metrics",
+    "reconstruct",
+    "report",
+    "shard",
+]
 
 _HOMES = {
     "UserError": "vit_jax.contracts",
     **dict.fromkeys(("create", "features", "load", "Trained"), "vit_jax.api"),
     **dict.fromkeys(("fit", "finetune"), "vit_jax.fitting"),
     "report": "vit_jax.reporting.making",
+    **dict.fromkeys(("attention", "reconstruct", "shard"), "vit_jax.looking"),
+    "read_metrics": "vit_jax.training.tracker",
 }
 
 

@@ -181,14 +181,20 @@ def features(
     Raises:
       UserError: a layer that the model does not have, or another form.
     """
+    encoder, pixels = taken(model, images)
+    try:
+        return layer_features(encoder, pixels, layers, form)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def taken(model: Any, images: Any) -> tuple[ViT, jax.Array]:
+    """The backbone and the pixels "b H W c" that it takes, of what `features` is given."""
     if isinstance(model, Trained):
-        images, model = model.pixels(images), model.encoder
-    elif getattr(images, "ndim", None) != 4:
+        return model.encoder, model.pixels(images)
+    if getattr(images, "ndim", None) != 4:
         raise UserError(
             f'Expected an array of pixels "b H W c" for a model, got {getattr(images, "shape", type(images).__name__)}: '
             "pictures are taken with what `load` gave."
         )
-    try:
-        return layer_features(model, jax.numpy.asarray(images), layers, form)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return model, jax.numpy.asarray(images)

@@ -22,6 +22,7 @@ from vit_jax.data.given import records_of
 from vit_jax.data.transforms import Preprocess
 from vit_jax.devices import use_compilation_cache
 from vit_jax.evaluation.attention import attention, mean_distances, rollout, to_patches
+from vit_jax.looking import hiding
 from vit_jax.methods import method_of
 from vit_jax.models.vit import ViT, positions_table
 from vit_jax.ops.pixels import normalise
@@ -126,10 +127,7 @@ def ratios(trained: Trained, crops: np.ndarray, out: Path) -> list[Path]:
     if picture is None or "mask_ratio" not in config.get(name, {}):
         return []
     for ratio in RATIOS:
-        section = (
-            config[name] | {"mask_ratio": ratio} | ({"num_visible": None} if "num_visible" in config[name] else {})
-        )
-        found = picture(trained.model, jnp.asarray(crops), config | {name: section | {"mask": "random"}})
+        found = picture(trained.model, jnp.asarray(crops), hiding(config, ratio))
         drawn.append(out / f"reconstructions_{round(100 * ratio)}.png")
         save(reconstructions.draw(found.columns, found.note, max_rows=len(crops)), drawn[-1])
     return drawn
