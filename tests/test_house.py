@@ -94,7 +94,8 @@ def test_rooms_import_downwards_only():
 
 
 def test_the_loop_knows_no_command_and_no_figure():
-    found = {name.split(".")[1] for name in imports(PACKAGE / "train.py") if name.startswith("vit_jax.")}
+    files = [PACKAGE / name for name in ("train.py", "preparing.py", "run.py")]
+    found = {name.split(".")[1] for path in files for name in imports(path) if name.startswith("vit_jax.")}
     assert found
     assert not found & LAST
 
