@@ -240,6 +240,15 @@ def test_an_unfinished_upload_is_no_checkpoint_and_the_run_goes_on_from_the_one_
     assert evaluations[0] == evaluations[1]
 
 
+def test_a_report_of_it_is_that_of_a_disk(half, tmp_path):
+    page = vit_jax.report(half, tmp_path / "bucket.html", model=False).read_text()
+    assert "finished 6 steps" in page or "step 6" in page
+    with pytest.raises(UserError, match=r"gs://bucket/none is none"):
+        vit_jax.report("gs://bucket/none", tmp_path / "none.html")
+    with pytest.raises(UserError, match="twice"):
+        vit_jax.report([half, f"{half}/"], tmp_path / "twice.html")
+
+
 def test_another_run_begins_with_it(half, small, tmp_path, capsys):
     train.run(small(init_from=half, total_steps=1, warmup_steps=0), tmp_path)
     assert f"from {half} step" in capsys.readouterr().out

@@ -35,7 +35,7 @@ HOUSE = {
     "workdir_lock": ({"contracts", "places", "processes"}, {"flax", "optax"}),
     "bucket_lock": ({"contracts", "places", "workdir_lock"}, FRAMEWORKS | {"numpy"}),
     "workdirs": ({"contracts", "configuration", "data"}, {"flax", "optax"}),
-    "starts": ({"contracts"}, {"flax", "optax"}),
+    "starts": ({"contracts", "places"}, {"flax", "optax"}),
     "writing": ({"contracts"}, FRAMEWORKS),
     "reporting": (
         {

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from vit_jax.contracts import UserError, json_lines, to_json
+from vit_jax.places import Where, place
 
 FILE = "starts.jsonl"  # in the workdir, a line a start
 PACKAGES = (
@@ -49,9 +50,9 @@ def record(workdir: str | Path, mesh: Any, recipe: str | None, **facts: int | No
         file.write(to_json(line) + "\n")
 
 
-def read(workdir: str | Path) -> list[dict[str, Any]]:
+def read(workdir: Where) -> list[dict[str, Any]]:
     """All starts, oldest first; none of a run of an earlier version, which wrote no such file."""
-    path = Path(workdir) / FILE
+    path = place(workdir) / FILE
     try:
         return [line for line in json_lines(path) if isinstance(line.get("step"), int)]
     except OSError as error:

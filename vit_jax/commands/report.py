@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from vit_jax.commands.arguments import Parser, filled, whole
+from vit_jax.commands.arguments import Parser, filled, local, whole
 from vit_jax.reporting.making import PICTURES, SECONDS, report
 
 
@@ -13,7 +13,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "workdirs", metavar="RUN", type=filled, nargs="+", help="workdirs, also of runs that still go on"
     )
-    parser.add_argument("--out", type=filled, default="report.html", help="the page (default report.html)")
+    parser.add_argument("--out", type=local, default="report.html", help="the page (default report.html)")
     parser.add_argument(
         "--no-model", action="store_true", help="from the records alone: no confusion, mistakes, attention"
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from vit_jax.api import Trained, load
@@ -49,7 +49,7 @@ class Looks(NamedTuple):
 
     step: int | None = None
     drawing: Drawing | None = None
-    drawn: Path | None = None  # in its place, what the run itself drew
+    drawn: epath.Path | None = None  # in its place, what the run itself drew
     attention: dict[str, list[np.ndarray]] | None = None
     answers: Answers | None = None
     notes: tuple[str, ...] = ()

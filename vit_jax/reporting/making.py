@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from vit_jax.contracts import UserError
+from vit_jax.places import Where
 from vit_jax.reporting.runs import read_runs
 from vit_jax.writing import written_whole
 
@@ -16,7 +18,7 @@ NO_MODEL = "The model was not asked for this page: what it takes and what it con
 
 
 def report(
-    runs: str | Path | Sequence[str | Path],
+    runs: Where | Sequence[Where],
     out: str | Path = "report.html",
     *,
     model: bool = True,
@@ -40,7 +42,7 @@ def report(
     from vit_jax.reporting.looks import look, without_model
     from vit_jax.reporting.page import page
 
-    told = read_runs([runs] if isinstance(runs, str | Path) else runs)
+    told = read_runs([runs] if isinstance(runs, str | os.PathLike) else runs)
     place = Path(out).expanduser()
     check_place(place)
     with written_whole(place) as file:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Num
 from matplotlib import colormaps
 from PIL import Image
@@ -59,7 +59,7 @@ def picture(pixels: Num[np.ndarray, "H W c"], alt: str) -> Picture:
     return Picture(_address(file.getvalue(), "png" if small else "jpeg"), alt, width, height, small)
 
 
-def drawn(path: Path, alt: str) -> Picture:
+def drawn(path: epath.Path, alt: str) -> Picture:
     """A figure that is a file already."""
     with Image.open(path) as opened:
         return Picture(_address(path.read_bytes(), "png"), alt, *opened.size)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
+
+from etils import epath
 
 from vit_jax import configuration, starts
 from vit_jax.contracts import UserError, first_line
+from vit_jax.places import Where, contact, in_bucket, place
 from vit_jax.training.best import LOWER
 from vit_jax.training.tracker import read_metrics
 from vit_jax.workdir_lock import LOCK, PATIENCE_SECONDS
@@ -23,7 +26,7 @@ class Told(NamedTuple):
     """A run by its files."""
 
     name: str
-    workdir: Path
+    workdir: epath.Path
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     starts: list[dict[str, Any]]
@@ -58,7 +61,7 @@ class Told(NamedTuple):
             status = (self.workdir / LOCK).stat()
         except OSError:
             return False
-        return status.st_size > 0 and time.time() - status.st_mtime < PATIENCE_SECONDS
+        return status.length > 0 and time.time() - status.mtime < PATIENCE_SECONDS
 
     @property
     def standing(self) -> str:
@@ -85,23 +88,25 @@ class Told(NamedTuple):
         return None if value is None else (step, value)
 
 
-def read_runs(workdirs: Sequence[str | Path]) -> list[Told]:
+def read_runs(workdirs: Sequence[Where]) -> list[Told]:
     """Every run by a name of its own: its folder's, with those above it as far as it takes.
 
     Raises:
       UserError: none given, one given twice, or a folder that holds no run.
     """
-    paths = [Path(workdir).expanduser() for workdir in workdirs]
+    paths = [place(workdir) for workdir in workdirs]
     if not paths:
         raise UserError("Expected workdirs to report on, got none: give the --workdir of a run.")
-    places = [path.absolute().resolve() for path in paths]
-    if twice := next((path for path, place in zip(paths, places, strict=True) if places.count(place) > 1), None):
+    known = [path if in_bucket(path) else Path(path).resolve() for path in paths]
+    if twice := next((path for path, same in zip(paths, known, strict=True) if known.count(same) > 1), None):
         raise UserError(f"Expected each run once, got {twice} twice: leave one out.")
-    return [read_run(path, name) for path, name in zip(paths, names(places), strict=True)]
+    return [read_run(path, name) for path, name in zip(paths, names(known), strict=True)]
 
 
-def read_run(workdir: Path, name: str) -> Told:
+def read_run(where: Where, name: str) -> Told:
     """One run. Raises `UserError` where there is none, or one whose settings cannot be read."""
+    workdir = place(where)
+    contact(workdir)
     path = workdir / "config.json"
     try:
         stored = json.loads(path.read_text())
@@ -117,11 +122,11 @@ def read_run(workdir: Path, name: str) -> Told:
     config = configuration.completed(stored)
     configuration.check(config)
     table = workdir / "parameters.txt"
-    parameters = table.read_text(errors="replace") if table.is_file() else ""
+    parameters = table.read_bytes().decode(errors="replace") if table.exists() else ""
     return Told(name, workdir, config, read_metrics(workdir), starts.read(workdir), parameters)
 
 
-def names(places: Sequence[Path]) -> list[str]:
+def names(places: Sequence[PurePath]) -> list[str]:
     """The shortest ends of these paths that tell them apart."""
     depth = 1
     while len({place.parts[-depth:] for place in places}) < len(places):
