@@ -73,7 +73,7 @@ def run(argv: list[str]) -> int:
         judged = judge(config, said, labels, trained.class_names or source.class_names or ())
         metrics |= judged.whole
     else:
-        networks = networks_of(config, args)
+        networks = networks_of(config, args).asked
         frozen = laid_out(networks, mesh)
         step = make_eval_step(objective, graph, None, mesh, networks, frozen)
         metrics = method.summary(evaluate(step, params, batches, mesh) or {})
