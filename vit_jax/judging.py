@@ -70,8 +70,9 @@ def measured(trained: Trained, batches: Iterable[Batch], networks: Networks) -> 
     """Metrics of a method without labels; `networks` are its frozen ones."""
     method, mesh = method_of(trained.config), _one_device()
     graph, params = nnx.split(trained.model)
-    frozen = laid_out(networks, mesh)
-    step = make_eval_step(method.objective(trained.config, None), graph, None, mesh, networks, frozen)
+    asked = networks.asked
+    frozen = laid_out(asked, mesh)
+    step = make_eval_step(method.objective(trained.config, None), graph, None, mesh, asked, frozen)
     return method.summary(evaluate(step, params, batches, mesh) or {})
 
 

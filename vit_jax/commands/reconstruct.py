@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax.numpy as jnp
-from flax import nnx
 
 from vit_jax.api import load
 from vit_jax.commands.arguments import Parser, filled, local, whole
@@ -49,7 +48,7 @@ def run(argv: list[str]) -> int:
         raise UserError(f"Expected no --{foreign[0].replace('_', '-')} with objective {name!r}: leave it out.")
     config = trained.config | ({name: trained.config[name] | given} if given else {})
     try:
-        networks = {called: nnx.merge(*network) for called, network in networks_of(config, args).items()}
+        networks = networks_of(config, args).whole()
         found = picture(
             trained.model, jnp.asarray(trained.preprocess(args.pictures)), config, seed=args.seed, **networks
         )

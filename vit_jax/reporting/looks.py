@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import nnx
 
 from vit_jax.api import Trained, load
 from vit_jax.contracts import Batch, UserError
@@ -96,7 +95,7 @@ def filled_in(trained: Trained, batch: Batch) -> Drawing | None:
     picture = method_of(trained.config).picture
     if picture is None or not len(batch.image):
         return None
-    networks = {name: nnx.merge(*network) for name, network in opened(trained.config)[1].items()}
+    networks = opened(trained.config)[1].whole()
     return picture(trained.model, jnp.asarray(batch.image), trained.config, **networks)
 
 
