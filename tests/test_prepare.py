@@ -5,14 +5,41 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.test_data import fill
-from tests.test_labels import numbers, paint, single, words
 from vit_jax import UserError
 from vit_jax.commands.cli import main
 from vit_jax.data.labels import Labels
 from vit_jax.data.prepare import prepare
 from vit_jax.data.sources import open_source
+
+COLOURS = ("red", "green", "blue")
+
+
+def paint(root, count):
+    """Pictures of noise: (file, red, green, blue) of each, 0 or 1."""
+    root.mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    for number in range(count):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(root / f"{number:03d}.png")
+        rows.append((f"{number:03d}.png", *rng.integers(0, 2, 3).tolist()))
+    return rows
+
+
+def words(rows):
+    return "file,label\n" + "".join(
+        ",".join([name, *(word for word, there in zip(COLOURS, on, strict=True) if there)]) + "\n" for name, *on in rows
+    )
+
+
+def single(rows):
+    return "file,label\n" + "".join(f"{name},{'red' if on[0] else 'dark'}\n" for name, *on in rows)
+
+
+def numbers(rows):
+    return "file,light,shift\n" + "".join(f"{name},{1000 + 300 * sum(on)},{on[0] - on[1]}\n" for name, *on in rows)
+
 
 TASKS = {"classes": single, "multilabel": words, "regression": numbers}
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from vit_jax.contracts import Record, UserError
 from vit_jax.data.decoding import UnreadablePicture, decode, open_picture
-from vit_jax.data.shards import Shard, growing, set_splits, shards_of, shuffled, unfinished_of, write_shards
+from vit_jax.data.shards import Shard, growing, serialised, set_splits, shards_of, shuffled, unfinished_of, write_shards
 from vit_jax.data.tars import Member, members
 from vit_jax.progress import Progress
 
@@ -182,7 +182,7 @@ def _records(pictures: Pictures, places: list[int], features: Any, said: list[st
             if jpeg is not encoded:
                 said.append(member.name)
             example = {"image": io.BytesIO(jpeg), "label": pictures.labels[place], "file_name": member.name}
-            yield features.serialize_example(example)
+            yield serialised(features, example)
     finally:
         os.close(handle)
 

@@ -18,7 +18,17 @@ from vit_jax.contracts import Record, UserError
 from vit_jax.data.decoding import UnreadablePicture, decode, open_picture, printable
 from vit_jax.data.folders import Folder, folder_records
 from vit_jax.data.labels import Labels, has_table, table_records
-from vit_jax.data.shards import Shard, growing, remove, set_splits, shards_of, shuffled, unfinished_of, write_shards
+from vit_jax.data.shards import (
+    Shard,
+    growing,
+    remove,
+    serialised,
+    set_splits,
+    shards_of,
+    shuffled,
+    unfinished_of,
+    write_shards,
+)
 
 NAME, VERSION = "pictures", "1.0.0"
 MAX_UNREADABLE = 0.01
@@ -144,7 +154,7 @@ def _records(source: Folder, places: list[int], features: Any, said: list[str]) 
             said.append(str(error))
             continue
         example = {"image": io.BytesIO(encoded), "name": printable(Path(record.name).name)}
-        yield features.serialize_example(example | _label(record.label, source.class_names, features))
+        yield serialised(features, example | _label(record.label, source.class_names, features))
 
 
 def _label(label: Any, names: tuple[str, ...] | None, features: Any) -> dict[str, Any]:

@@ -49,6 +49,14 @@ class Written(NamedTuple):
     said: list[str]
 
 
+def serialised(features: Any, example: dict[str, Any]) -> bytes:
+    """A record as TFDS keeps it, its features sorted by name: TFDS leaves their order to chance, anew in each process."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    encoded = features.serialize_example(example)
+    return tf_example_pb2.Example.FromString(encoded).SerializeToString(deterministic=True)
+
+
 def shuffled(keys: Sequence[str], split: str) -> list[int]:
     """Places of the keys in TFDS's order.
 
