@@ -1,8 +1,9 @@
 """The program of exporting.py as an ONNX file, by jax2onnx, compared with ours before it is kept.
 
 Why jax2onnx, and not timm's module with our weights through PyTorch's exporter: it converts what runs here, whatever that
-is (hybrids, relative positions, every head, the preprocessing of pictures of any size), and needs no PyTorch. PyTorch's
-files were as exact and about as fast (docs/serving.md has the figures), but there is one only for models that timm has too.
+is (hybrids, relative positions, every head, the preprocessing of pictures of any size), and needs no PyTorch. Files of
+PyTorch's exporter are as exact, and run twice as fast in onnxruntime (docs/serving.md); but they take pixels and give logits,
+and there are none of models that timm does not have.
 
 jax2onnx knows most of JAX's primitives, one at a time. `plain` puts the program in such words first: without loops over
 blocks and without branches by platform, with everything computed that does not depend on the pictures, and with products in
