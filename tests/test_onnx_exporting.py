@@ -16,7 +16,7 @@ from PIL import Image
 
 import vit_jax
 from tests.tolerances import ONNX
-from vit_jax import UserError, configuration, onnx_exporting, train
+from vit_jax import UserError, configuration, exporting, onnx_exporting, train
 from vit_jax.api import Trained
 from vit_jax.commands import cli
 from vit_jax.evaluation.features import pooled_features
@@ -163,3 +163,8 @@ def test_a_missing_package_is_a_sentence(make_small, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'pip install "vit_jax\[onnx\]"'):
         onnx_exporting.write(made(make_small("scratch"), 3), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_model_without_a_head_has_no_answers(make_small):
+    with pytest.raises(UserError, match=r"has no head that learned from labels: export its features \(--features\)"):
+        exporting.program(made(make_small("scratch"), None))
