@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from vit_jax import UserError, configuration
@@ -11,7 +12,7 @@ from vit_jax.data.loader import spread_batch
 from vit_jax.data.sources import Fake, open_source
 from vit_jax.data.transforms import Preprocess
 from vit_jax.run_figures import save, trained_under
-from vit_jax.visualisation import attention_maps, curves, positions, reconstructions
+from vit_jax.visualisation import attention_maps, confusion, curves, positions, reconstructions
 
 TRAIN = [{"step": s, "kind": "train", "loss": 1 / s, "lr": 0.1 * s} for s in range(1, 21)]
 
@@ -167,3 +168,14 @@ def test_a_place_that_cannot_be_written_is_said(tmp_path):
     figure = curves.draw(TRAIN)
     with pytest.raises(UserError, match="cannot be written"):
         save(figure, tmp_path / "file" / "x.png")
+
+
+def test_nothing_of_a_confusion_matrix_is_cut_off():
+    figure = confusion.draw(np.eye(10, dtype=np.int64), [str(number) for number in range(10)])
+    FigureCanvasAgg(figure).draw()
+    for axis in figure.axes:
+        box = axis.get_tightbbox()
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.width
+        assert box.y1 <= figure.bbox.height

@@ -16,7 +16,7 @@ def draw(confusion: Int[np.ndarray, "c c"], names: Sequence[str]) -> Figure:
     """A row a label, a column an answer; a cell's colour is its share of the row, its number the pictures."""
     classes = len(names)
     side = min(3.0 + 0.35 * classes, 14.0)
-    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
+    figure = Figure(figsize=(side + 1.0, side), layout="compressed")  # constrained cuts off what is left of square axes
     axis = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues", interpolation="nearest")
