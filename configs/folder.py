@@ -62,7 +62,7 @@ def get_config(stage_and_folder: str = "scratch,."):
         raise ValueError(f"Expected folder.py:{{{','.join(STAGES)}}},FOLDER, got {stage_and_folder!r}.")
     count, side = look_at(training_part(folder))
     config = common.get_config()
-    config.dataset = folder
+    config.dataset = f"./{folder}" if folder.isidentifier() else folder  # "digits" alone is another data set
     config.pp.mean, config.pp.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     config.pp.interpolation = "bicubic"
     config.optim, config.optim_dtype = "adamw", "float32"

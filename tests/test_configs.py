@@ -11,6 +11,7 @@ from tests.conftest import shrink_section
 from tests.networks import for_tiny_networks, trained_networks
 from tests.test_every_recipe import ARGUMENTS
 from vit_jax import configuration, train
+from vit_jax.data.sources import open_source
 
 # The first argument of every recipe; tests/test_every_recipe.py builds a step of each argument.
 FIRST = {name: arguments[0] for name, arguments in ARGUMENTS.items()}
@@ -82,6 +83,14 @@ def test_folder_recipe_looks_at_the_pictures(folder):
     assert config.pp.crop == 32
     assert config.model.patches.size == (4, 4)
     assert config.batch == 16
+
+
+def test_a_folder_called_digits_is_the_folder(tmp_path, monkeypatch):
+    folder_with(tmp_path, train=64, test=2)
+    (tmp_path / "pictures").rename(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    config = configuration.load("folder.py:scratch,digits")
+    assert len(open_source(config.dataset, "train")) == 64
 
 
 def folder_with(root, train, test=1, side=40):
