@@ -68,7 +68,7 @@ def test_pre_training():
         use_shared_relative_position_bias=True,
     )  # fmt: skip
     state = begun(state, beit_params(as_numpy(model.state_dict()), heads=4))
-    tokenizer, counts, seen = nnx.merge(*networks["tokenizer"]), [], set()
+    tokenizer, counts, seen = networks.whole()["tokenizer"], [], set()
     coded = nnx.jit(lambda model, second: tokens(model, normalise(second, (0.0,), (1.0,))))
 
     def fed(*sizes):

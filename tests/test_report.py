@@ -12,7 +12,9 @@ from PIL import Image
 
 from tests import browser
 from vit_jax import UserError, command_line, configuration, starts, train, workdirs
+from vit_jax.places import place
 from vit_jax.reporting import charts, looks, making, mistakes, page, repeating, runs, tables, times
+from vit_jax.workdir_lock import LOCK
 
 HOSTILE = "<img src=x onerror=document.title='taken'>"
 HERE = {"step": 0, "time": 0.0, "recipe": None}
@@ -21,7 +23,7 @@ HERE = {"step": 0, "time": 0.0, "recipe": None}
 def told(config, rows=(), **start):
     """A run by hand."""
     given = [HERE | start] if start else []
-    return runs.Told("name", Path("runs/name"), workdirs.lasting(config), list(rows), given, "")
+    return runs.Told("name", place("runs/name"), workdirs.lasting(config), list(rows), given, "")
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +208,8 @@ def test_runs_of_one_method_share_a_chart_and_others_do_not(small):
 def test_where_a_run_stands(small, tmp_path, locked, rows, words):
     lines = [{"step": step, "kind": "train", "loss": 1.0} for step in rows]
     if locked is not None:
-        (tmp_path / workdirs.LOCK).write_text(locked)
-    assert told(small(), lines)._replace(workdir=tmp_path).standing == words
+        (tmp_path / LOCK).write_text(locked)
+    assert told(small(), lines)._replace(workdir=place(tmp_path)).standing == words
 
 
 def test_names_are_as_short_as_they_can_be():
