@@ -147,6 +147,7 @@ class Run:
     def keep_best(self) -> None:
         """Save this step as the best one, in place of what a run that went back may have left of it and of later ones."""
         if int(self.state.skipped_in_row) == 0:
+            self.watch.waits_for(f"a checkpoint in {self.workdir / BEST} to be written", SLOW)
             self.best_checkpoints.remove_from(self.step)
             self.best_checkpoints.save(self.state, workdirs.lasting(self.config), self.metadata)
 
@@ -185,6 +186,7 @@ class Run:
 
     def save(self) -> None:
         """State, clock and data position together; nothing from a streak of steps that were not finite."""
+        self.watch.waits_for(f"an answer of {self.workdir}")
         self.lock.check()
         self.watch.waits_for(f"a checkpoint in {self.workdir} to be written", SLOW)
         self.mirror.push()  # before it: whoever goes on from this step finds what was recorded until then
