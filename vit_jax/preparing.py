@@ -105,7 +105,7 @@ def prepare(
     )  # fmt: skip
     tracker = Tracker(
         mirror.local, step=step, total_steps=total_steps, writes=jax.process_index() == 0, loggers=config["loggers"],
-        config=workdirs.lasting(config),
+        config=workdirs.lasting(config), bucket=str(workdir) if mirror.remote else None,
     )  # fmt: skip
     beginning = f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}"
     counted = f"{len(source):,} training and {len(test):,} test pictures"
