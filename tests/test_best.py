@@ -7,6 +7,7 @@ import pytest
 
 import vit_jax
 from vit_jax import UserError, train
+from vit_jax.run import Run
 from vit_jax.training.best import Best, best_of
 from vit_jax.training.checkpoints import Checkpoints
 from vit_jax.training.tracker import read_metrics
@@ -94,3 +95,52 @@ def test_the_setting_may_change_from_start_to_start(small, tmp_path):
     train.run(small(total_steps=4, warmup_steps=1), tmp_path)
     train.run(small(total_steps=4, warmup_steps=1, keep_best="loss"), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["keep_best"] == "loss"
+
+
+def went_on(small, folder, monkeypatch, before, after):
+    """What the second of two starts ends with: (best step that `best/` holds, its recorded words)."""
+    for values, fields in (before, after):
+        scripted(monkeypatch, list(values))
+        train.run(config_of(small, decay_type="constant", **fields), folder)
+    return Checkpoints(folder / "best", read_only=True).steps()
+
+
+@pytest.mark.slow
+def test_what_was_never_kept_is_not_called_kept(small, tmp_path, monkeypatch, capsys):
+    """`keep_best` is set when the run goes on: the best evaluation until then has no checkpoint."""
+    first = [0.9, 0.1, 0.1, 0.1, 0.1, 0.1], {"keep_best": None}
+    assert went_on(small, tmp_path / "a", monkeypatch, first, ([0.4, 0.3], {"total_steps": 8})) == [7]
+    said = capsys.readouterr().out
+    assert "the best accuracy so far, 0.9 at step 1, was not kept" in said
+    assert "best accuracy 0.4 at step 7, kept in" in said
+    first = [0.1, 0.1, 0.1, 0.1, 0.1, 0.9], {"keep_best": None}
+    assert went_on(small, tmp_path / "b", monkeypatch, first, ([0.4, 0.3], {"total_steps": 8})) == [6]
+    assert "best accuracy 0.9 at step 6, kept in" in capsys.readouterr().out
+
+
+def test_another_metric_looks_for_its_own_best(small, tmp_path, monkeypatch, capsys):
+    first = [0.9, 0.1, 0.1, 0.1, 0.1, 0.1], {"keep_best": "loss"}  # every loss is 1: step 1 is the best of that
+    assert went_on(small, tmp_path, monkeypatch, first, ([0.4, 0.3], {"total_steps": 8})) == [7]
+    assert "best accuracy 0.4 at step 7, kept in" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_a_run_that_went_back_left_is_replaced(small, tmp_path, monkeypatch):
+    """The best checkpoint is newer than the last one, and the rate was lowered: its step is another one now."""
+    scripted(monkeypatch, [0.1, 0.2, 0.3, 0.4, 0.95])
+    config = config_of(small, decay_type="constant", checkpoint_every=3)
+    monkeypatch.setattr("vit_jax.run.Run.save", lambda run: saved(run) if run.step == 3 else None)
+    with pytest.raises(IndexError):
+        train.run(config, tmp_path)
+    monkeypatch.undo()
+    old = Checkpoints(tmp_path / "best", read_only=True).params(5)
+    scripted(monkeypatch, [0.1, 0.5, 0.1])
+    config.base_lr /= 2
+    train.run(config, tmp_path)
+    best = Checkpoints(tmp_path / "best", read_only=True)
+    assert best.steps() == [5]
+    new = best.params(5)
+    assert any((old[path] != new[path]).any() for path in old)
+
+
+saved = Run.save

@@ -60,7 +60,14 @@ def test_other_addresses_are_refused_before_anything_is_made(address, words, sma
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", ["predict {} x.png --csv gs://bucket/x.csv", "export {} gs://bucket/out"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict {} x.png --csv gs://bucket/x.csv",
+        "export {} gs://bucket/out",
+        "probe {} --dataset digits --cache gs://bucket/c",
+    ],
+)
 def test_what_commands_write_goes_to_a_disk(words, capsys):
     assert main(words.format("runs/none").split()) == 2
     assert "expected a path on a disk, got 'gs://bucket/" in capsys.readouterr().err

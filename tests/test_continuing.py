@@ -6,6 +6,7 @@ import re
 
 import jax.numpy as jnp
 import pytest
+from PIL import Image
 
 from vit_jax import UserError, configuration, train
 from vit_jax.commands.inspect import digest
@@ -122,3 +123,28 @@ def test_what_else_follows_from_the_length_is_refused(small):
     stored = configuration.plain(small("scratch", mixup=0.0))
     with pytest.raises(UserError, match=r"mixup \(there 0\.0, now 0\.2\).*may follow from total_steps"):
         configuration.changes(small("scratch", total_steps=12, mixup=0.2), stored, "run")
+
+
+def test_other_pictures_or_classes_are_refused(tmp_path, small):
+    """One picture more splits a folder anew: what was trained on would be tested on, and a cosine would be longer."""
+    for kind in ("ant", "bee"):
+        (tmp_path / "pictures" / kind).mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(tmp_path / "pictures" / kind / f"{number}.png")
+    config = small("scratch", dataset=str(tmp_path / "pictures"), total_steps=1, warmup_steps=0)
+    train.run(config, tmp_path / "run")
+    (tmp_path / "pictures" / "bee").rename(tmp_path / "pictures" / "cow")
+    with pytest.raises(UserError, match=r"classes differ: number 1 is 'cow' \(there 'bee'\).*init_from"):
+        train.run(config, tmp_path / "run")
+    (tmp_path / "pictures" / "cow").rename(tmp_path / "pictures" / "bee")
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "bee" / "more.png")
+    with pytest.raises(UserError, match=r"training pictures differ: 23 \(there 22\)"):
+        train.run(config, tmp_path / "run")
+    (tmp_path / "pictures" / "bee" / "more.png").unlink()
+    assert train.run(config, tmp_path / "run").step == 1
+
+
+def test_earlier_versions_did_not_count_pictures():
+    ours = {"class_names": None, "training_pictures": 3, "test_pictures": 1}
+    continuing.check_data(ours, {"class_names": None, "dataset": "x"}, "run")
+    continuing.check_data(ours, ours, "run")

@@ -155,6 +155,14 @@ def test_without_the_service_it_is_written_to_the_disk(tmp_path, service, monkey
     assert as_metrics(service.history) == recorded(tmp_path)
 
 
+def test_files_of_a_bucket_are_uploaded_from_there(tmp_path, service, monkeypatch, capsys):
+    """The folder that they are written in goes when the run ends."""
+    service.offline = True
+    Tracker(tmp_path, step=0, total_steps=1, loggers=("wandb",), bucket="gs://bucket/run").close()
+    said = capsys.readouterr().out
+    assert "copy gs://bucket/run/wandb/there to a disk when the run has ended, `wandb sync there` uploads it" in said
+
+
 def test_what_never_answers_is_not_waited_for(tmp_path, service, monkeypatch, capsys):
     never = threading.Event()
     monkeypatch.setattr(service, "init", lambda **_: never.wait(60) and service)

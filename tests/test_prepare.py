@@ -109,3 +109,14 @@ def test_an_interrupted_folder_goes_on_but_not_from_other_pictures(tmp_path, mon
     (tmp_path / "user" / "pictures" / "mine.jpg").write_bytes(b"x")
     with pytest.raises(UserError, match="holds something"):
         prepare(tmp_path / "in", tmp_path / "user")
+
+
+def test_it_is_not_written_into_its_own_pictures(tmp_path):
+    """It would be a class without pictures for everything that reads the folder afterwards."""
+    for kind in ("ant", "bee"):
+        fill(tmp_path / "in" / kind)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for folder, out in (("in", "in/out"), ("link", "in/out"), ("in", "link/out"), ("in", "in")):
+        with pytest.raises(UserError, match=r"outside|holds something"):
+            prepare(tmp_path / folder, tmp_path / out)
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["ant", "bee"]

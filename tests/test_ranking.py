@@ -12,6 +12,7 @@ from vit_jax import UserError, sharding, train
 from vit_jax.api import Trained, load
 from vit_jax.commands import cli, embed, eval, predict, probe
 from vit_jax.contracts import Batch
+from vit_jax.data.sources import open_source
 from vit_jax.evaluation.evaluators import evaluate
 from vit_jax.evaluation.probes import Split, few_shot, linear_heads, nearest_neighbours
 from vit_jax.methods import method_of
@@ -176,6 +177,24 @@ def test_probe_says_that_the_features_are_broken(spoilt, tmp_path, capsys):
     assert cli.main(given) == 2
     assert "6 of the 6 pictures" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())  # nothing useless is kept
+
+
+def test_features_are_remembered_of_these_very_pictures_and_labels(tmp_path):
+    """Halves of one split have one name and one length; so has a folder whose pictures were sorted anew."""
+    whole = open_source("digits", "train")
+    halves = [probe.digest_of_records(open_source("digits", part)) for part in ("train[:50%]", "train[50%:]")]
+    assert len({probe.digest_of_records(whole), *halves}) == 3
+    for name, colour in (("ant/0", 0), ("ant/1", 80), ("bee/0", 160), ("bee/1", 240)):
+        for split in ("train", "test"):
+            path = tmp_path / split / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (colour, colour, colour)).save(path)
+    before = probe.digest_of_records(open_source(str(tmp_path), "train"))
+    assert probe.digest_of_records(open_source(str(tmp_path), "train")) == before
+    ant, bee = (tmp_path / "train" / kind / "0.png" for kind in ("ant", "bee"))
+    for old, new in ((ant, tmp_path / "x"), (bee, ant), (tmp_path / "x", bee)):
+        old.rename(new)
+    assert probe.digest_of_records(open_source(str(tmp_path), "train")) != before
 
 
 def test_metrics_stay_readable_lines(tmp_path):

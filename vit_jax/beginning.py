@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 from etils import epath
@@ -23,20 +26,26 @@ def begin(
     checkpoints: Checkpoints,
     weights: tuple[Weights, int] | None,
     data: continuing.Data,
+    metadata: Mapping[str, Any],
 ) -> tuple[State, str]:
-    """The first state of this run, and a sentence that says where it came from."""
+    """The first state of this run, and a sentence that says where it came from.
+
+    `metadata` is what this run will keep with its checkpoints; one that goes on has to have the same pictures and classes.
+    """
 
     def continued(step: int) -> tuple[State, str]:
-        stored, workdir = configuration.completed(checkpoints.read(step)[0]), str(checkpoints.folder.parent)
+        (own, told), workdir = checkpoints.read(step), str(checkpoints.folder.parent)
+        stored = configuration.completed(own)
         changed = configuration.changes(config, stored, workdir)
         scheduled = [field for field in configuration.SCHEDULE if field in changed]
+        continuing.check_data(metadata, told, workdir)
         continuing.check(config, stored, step, data, scheduled, workdir)
         words = "".join(f"; {field} {there} -> {now} from here on" for field, (there, now) in changed.items())
         return checkpoints.restore(step, program.abstract, program.layout), words
 
     if found := checkpoints.newest(continued):
-        own, (state, changed) = found
-        return state, f"continuing at step {own}{changed}"
+        step, (state, changed) = found
+        return state, f"continuing at step {step}{changed}"
     state = program.init(np.int32(config["seed"]))
     if weights is not None:
         theirs, where = weights

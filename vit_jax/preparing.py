@@ -95,7 +95,8 @@ def prepare(
     mirror.pull()
     checkpoints = Checkpoints(workdir, keep=config["keep_checkpoints"])
     length = continuing.Data(steps_per_epoch, num_classes)
-    state, note = begin(config, program, checkpoints, weights, length)
+    metadata = _metadata(config, source, test, num_classes)
+    state, note = begin(config, program, checkpoints, weights, length, metadata)
     step = int(state.step)
     workdirs.describe(mirror.local, config, print_table(settings_table(program.abstract.params, config)))
     starts.record(
@@ -104,7 +105,7 @@ def prepare(
     )  # fmt: skip
     tracker = Tracker(
         mirror.local, step=step, total_steps=total_steps, writes=jax.process_index() == 0, loggers=config["loggers"],
-        config=workdirs.lasting(config),
+        config=workdirs.lasting(config), bucket=str(workdir) if mirror.remote else None,
     )  # fmt: skip
     beginning = f"{note}; {count_params(state.params):,} parameters on {describe_devices(mesh)}"
     counted = f"{len(source):,} training and {len(test):,} test pictures"
@@ -114,7 +115,6 @@ def prepare(
         notes.append(_finished(config, length, workdir))
     for line in notes + method.in_words(config) + derived.in_words(config, steps_per_epoch):
         tracker.say(f"  {line}")
-    metadata = _metadata(config, source, num_classes)
     return Run(config, mirror, draw, stop, lock, watch, mesh, source, test, preprocess, num_classes, total_steps, networks,
                program, eval_step, checkpoints, metadata, tracker, state, step)  # fmt: skip
 
@@ -139,11 +139,13 @@ def _check_evaluation(config: Config, mesh: Any) -> None:
         )
 
 
-def _metadata(config: Config, source: Source, num_classes: int | None) -> dict[str, Any]:
+def _metadata(config: Config, source: Source, test: Source, num_classes: int | None) -> dict[str, Any]:
     return {
         "class_names": list(source.class_names) if num_classes and source.class_names else None,
         "num_classes": num_classes,
         "dataset": source.name,
+        "training_pictures": len(source),
+        "test_pictures": len(test),
         "image_size": list(pair(config["pp"]["crop"])),
     }
 

@@ -14,7 +14,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from vit_jax import processes, sharding, workdirs
+from vit_jax import configuration, processes, sharding, workdirs
 from vit_jax.contracts import Batch, Config, UserError
 from vit_jax.data.loader import Batches, eval_batches, spread_batch, train_batches
 from vit_jax.data.sources import Source
@@ -26,6 +26,7 @@ from vit_jax.places import Mirror
 from vit_jax.training.best import FOLDER as BEST
 from vit_jax.training.best import NONE_YET, Best, best_of, value_of
 from vit_jax.training.checkpoints import Checkpoints
+from vit_jax.training.integrity import Damaged
 from vit_jax.training.step import Program, State
 from vit_jax.training.tracker import Tracker, read_metrics
 from vit_jax.watchdog import SLOW, Watchdog
@@ -62,7 +63,17 @@ class Run:
 
     def __post_init__(self) -> None:
         if metric := self.config["keep_best"]:
-            self.best = best_of(read_metrics(self.mirror.local), metric, self.step)
+            found = best_of(read_metrics(self.mirror.local), metric, self.step)
+            if self._kept(found, metric):
+                self.best = found
+            elif found.step == self.step:  # nobody had asked for it, or its writing was cut off
+                self.best = found
+                self.keep_best()
+            elif found.step >= 0:
+                self.tracker.say(
+                    f"  the best {metric} so far, {found.value:.4g} at step {found.step}, was not kept: looking for the best "
+                    "from here on"
+                )
 
     @property
     def workdir(self) -> epath.Path:
@@ -130,8 +141,28 @@ class Run:
         """Keep this step where its evaluation is the best so far."""
         if metric := self.config["keep_best"]:
             self.best = self.best.after(self.step, value_of(metrics, metric), metric)
-            if self.best.step == self.step and int(self.state.skipped_in_row) == 0:
-                self.best_checkpoints.save(self.state, workdirs.lasting(self.config), self.metadata)
+            if self.best.step == self.step:
+                self.keep_best()
+
+    def keep_best(self) -> None:
+        """Save this step as the best one, in place of what a run that went back may have left of it and of later ones."""
+        if int(self.state.skipped_in_row) == 0:
+            self.watch.waits_for(f"a checkpoint in {self.workdir / BEST} to be written", SLOW)
+            self.best_checkpoints.remove_from(self.step)
+            self.best_checkpoints.save(self.state, workdirs.lasting(self.config), self.metadata)
+
+    def _kept(self, best: Best, metric: str) -> bool:
+        """Whether `best/` holds it, or what was better still in steps that this run will take again."""
+        step = self.best_checkpoints.latest()
+        if step is None:
+            return False
+        try:
+            stored, _ = self.best_checkpoints.read(step)
+        except Damaged:
+            return False
+        now = configuration.plain(self.config)
+        again = step > self.step and all(stored[field] == now[field] for field in configuration.REMEDIES)
+        return stored["keep_best"] == metric and (step == best.step or again)
 
     def judged(self) -> dict[str, float] | None:
         """What an earlier start recorded of this step's evaluation: it may have ended before or after that."""
@@ -155,6 +186,7 @@ class Run:
 
     def save(self) -> None:
         """State, clock and data position together; nothing from a streak of steps that were not finite."""
+        self.watch.waits_for(f"an answer of {self.workdir}")
         self.lock.check()
         self.watch.waits_for(f"a checkpoint in {self.workdir} to be written", SLOW)
         self.mirror.push()  # before it: whoever goes on from this step finds what was recorded until then

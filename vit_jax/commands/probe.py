@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.api import Trained, load
-from vit_jax.commands.arguments import Parser, filled, whole
+from vit_jax.commands.arguments import Parser, filled, local, whole
 from vit_jax.commands.given import add_given, given_of
 from vit_jax.commands.inspect import digest
 from vit_jax.contracts import UserError, to_json
@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--epochs", type=whole(1, 1_000_000), default=30, help="of the linear heads")
     parser.add_argument("--batch", type=whole(1, 2**20), default=128, help="pictures at a time through the encoder")
-    parser.add_argument("--cache", type=filled, help="folder for features (default: the user's cache folder)")
+    parser.add_argument("--cache", type=local, help="folder for features (default: the user's cache folder)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     add_given(parser)
     args = parser.parse_args(argv)
@@ -95,7 +95,7 @@ def judged(split: Split, args: argparse.Namespace) -> dict[str, float]:
 def features(trained: Trained, source: Source, args: argparse.Namespace) -> dict[str, Any]:
     """Of every picture of `source`, from the cache where they are there."""
     pp = trained.config["pp"]
-    what = json.dumps([digest_of(trained), pp, source.name, len(source)], sort_keys=True, default=str)
+    what = json.dumps([digest_of(trained), pp, digest_of_records(source)], sort_keys=True, default=str)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(args.cache) if args.cache else home / "vit_jax" / "features"
     path = folder / f"{hashlib.sha256(what.encode()).hexdigest()[:24]}.npz"
@@ -120,3 +120,14 @@ def features(trained: Trained, source: Source, args: argparse.Namespace) -> dict
 def digest_of(trained: Trained) -> str:
     """sha256 of the parameters."""
     return digest({path: np.asarray(leaf) for path, leaf in flat_params(nnx.split(trained.model)[1]).items()})
+
+
+def digest_of_records(source: Source) -> str:
+    """sha256 of every picture as it is stored, and its label: a name and a number say nothing of a part, or of files that
+    changed meanwhile."""
+    found = hashlib.sha256()
+    for index in range(len(source)):
+        record = source[index]
+        image = record.image if isinstance(record.image, bytes) else np.ascontiguousarray(record.image).tobytes()
+        found.update(f"{len(image)} {record.label} ".encode() + image)
+    return found.hexdigest()

@@ -56,8 +56,8 @@ def prepare(
       {"splits": {name: count}, "classes": names (of the numbers in a regression) or None, "unreadable": names}.
 
     Raises:
-      UserError: no pictures, labels that mean nothing, too many unreadable pictures, or an `out` that holds something. `out`
-        is then as it was.
+      UserError: no pictures, labels that mean nothing, too many unreadable pictures, or an `out` that holds something or
+        lies in `folder`. `out` is then as it was.
     """
     out, folder, labels = Path(out), Path(folder), labels or Labels()
     place = out / NAME / VERSION
@@ -65,6 +65,10 @@ def prepare(
         raise UserError(f"Expected a new or empty folder to write to, {out} holds something: give another OUT.")
     if not folder.is_dir():
         raise UserError(f"Expected a folder of pictures, {folder} is none: fix the path.")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"Expected a folder to write to outside {folder}, {out} would be taken for one of its classes: give another OUT."
+        )
     splits = {name: _pictures(folder, name, seed, labels) for name in ("train", "test")}
     names = splits["train"].class_names
     if odd := [name for name in names or () if printable(name) != name]:

@@ -17,6 +17,7 @@ class Begun(NamedTuple):
     config: Config
     step: int  # 0, or where it goes on: what an earlier start logged after it is logged again
     say: Callable[[str], None]  # a line for the user
+    bucket: str | None = None  # where the files of `workdir` are copied, which is a temporary folder then
 
 
 class Logger(abc.ABC):

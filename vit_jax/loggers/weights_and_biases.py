@@ -86,9 +86,15 @@ class WeightsAndBiases(Logger):
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
         if mode != "disabled":
-            where = f"`wandb sync {Path(run.dir).parent}` uploads it" if run.offline else run.url
-            self._begun.say(f"Weights & Biases: {where}")
+            self._begun.say(f"Weights & Biases: {self._uploads(Path(run.dir).parent) if run.offline else run.url}")
         return run
+
+    def _uploads(self, folder: Path) -> str:
+        """How to upload what lies in `folder`, which goes when the run ends where the workdir is in a bucket."""
+        if self._begun.bucket is None:
+            return f"`wandb sync {folder}` uploads it"
+        there = f"{self._begun.bucket}/wandb/{folder.name}"
+        return f"copy {there} to a disk when the run has ended, `wandb sync {folder.name}` uploads it"
 
     def _init(self, wandb: Any, mode: str) -> Any:
         begun = self._begun

@@ -136,6 +136,12 @@ class Checkpoints:
             items = _items(state)
             self._write(step, items, integrity.sums_on_device(items, state.step.sharding), config, metadata)
 
+    def remove_from(self, step: int) -> None:
+        """Remove `step` and what comes after it: those of a run that went back before it."""
+        for later in self.steps():
+            if later >= step:
+                self._run(functools.partial(self.manager.delete, later))
+
     def save_weights(
         self, params: Mapping[str, np.ndarray], config: dict[str, Any], metadata: Mapping[str, Any]
     ) -> None:

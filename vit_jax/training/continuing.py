@@ -6,6 +6,7 @@ run. So those of the old and the new configuration are compared at the steps tak
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,14 @@ from vit_jax.training.schedules import schedule_of
 Numbers = Callable[[Int[Array, ""]], dict[str, Float[Array, ""]]]
 
 
+# What a checkpoint's metadata says of the data: field -> in words.
+DATA = {
+    "class_names": "classes",
+    "training_pictures": "numbers of training pictures",
+    "test_pictures": "numbers of test pictures",
+}
+
+
 class Data(NamedTuple):
     """What a schedule asks of the data."""
 
@@ -36,6 +45,30 @@ class Difference(NamedTuple):
     step: int
     was: float
     would_be: float
+
+
+def check_data(ours: Mapping[str, Any], stored: Mapping[str, Any], workdir: str) -> None:
+    """Whether a run goes on with the data it began with, as far as a checkpoint's metadata can tell.
+
+    With pictures more or fewer a folder is split anew, and some that were trained on would be tested on.
+
+    Raises:
+      UserError: another number of pictures, or other classes.
+    """
+    for name, words in DATA.items():
+        was, now = stored.get(name), ours[name]
+        if was is not None and was != now:  # earlier versions did not count
+            told = _first_difference(was, now) if isinstance(was, list) else f"{now:,} (there {was:,})"
+            raise UserError(
+                f"Expected the data that {workdir} was trained on, the {words} differ: {told}. Bring back the same "
+                f"data, or give another --workdir and --config.init_from={workdir}."
+            )
+
+
+def _first_difference(was: Sequence[str], now: Sequence[str] | None) -> str:
+    found = itertools.zip_longest(was, now or (), fillvalue="none")
+    number, (old, new) = next((place, pair) for place, pair in enumerate(found) if pair[0] != pair[1])
+    return f"number {number} is {new!r} (there {old!r})"
 
 
 def check(config: Config, stored: Config, done: int, data: Data, changed: Sequence[str], workdir: str) -> None:

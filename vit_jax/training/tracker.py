@@ -37,6 +37,7 @@ class Tracker:
         writes: bool = True,
         loggers: Sequence[str] = ("tensorboard",),
         config: Config | None = None,
+        bucket: str | None = None,
     ):
         self.workdir, self.total, self.writes = Path(workdir), total_steps, writes
         self._live = writes and sys.stdout.isatty()
@@ -52,7 +53,7 @@ class Tracker:
         temporary.write_text("".join(to_json(row) + "\n" for row in kept))
         temporary.replace(self.workdir / METRICS)
         self._file = (self.workdir / METRICS).open("a")
-        self._loggers = opened(loggers, Begun(self.workdir, config or {}, step, self.say))
+        self._loggers = opened(loggers, Begun(self.workdir, config or {}, step, self.say, bucket))
 
     def record(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics, `kind` being "train", "eval" or "run"."""
