@@ -275,5 +275,9 @@ def test_a_model_lies_on_a_mesh_as_in_training():
     np.testing.assert_array_equal(kernel, model.transformer.blocks.mlp.fc1.kernel[...])
     assert len(model.transformer.blocks.mlp.fc1.kernel[...].devices()) == 1  # the one given stays where it was
     np.testing.assert_allclose(nnx.jit(lambda m, x: m(x))(split, pixels), model(pixels), atol=1e-5)
+    with pytest.raises(UserError, match="Expected a Flax module"):
+        vit_jax.shard("runs/mine", {"data": 8})
+    with pytest.raises(UserError, match="Expected sizes"):
+        vit_jax.shard(model, {"fsdp": "all"})
     with pytest.raises(UserError, match="multiply to 8 devices"):
         vit_jax.shard(model, {"data": 3})

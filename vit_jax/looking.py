@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from vit_jax.methods.method import Drawing
 from vit_jax.ops.paths import flat_params, path_name
 
 
-def attention(model: Any, images: Any, layers: Sequence[int] = (-1,), form: str = "maps") -> list[np.ndarray]:
+def attention(model: Any, images: Any, layers: Any = (-1,), form: str = "maps") -> list[np.ndarray]:
     """Attention of inner layers, one array a layer, every head by itself.
 
     Args:
@@ -34,6 +34,8 @@ def attention(model: Any, images: Any, layers: Sequence[int] = (-1,), form: str 
     """
     if form not in ("maps", "tokens"):
         raise UserError(f"Expected a form of maps or tokens, got {form!r}.")
+    if isinstance(layers, int) or not layers or not all(isinstance(layer, int) for layer in layers):
+        raise UserError(f"Expected layers as numbers of blocks such as [0, -1], got {layers!r}.")
     encoder, pixels = taken(model, images)
     try:
         found = weights.attention(encoder, pixels, list(layers))
@@ -82,7 +84,7 @@ def hiding(config: dict[str, Any], mask_ratio: float) -> dict[str, Any]:
     return config | {name: section | ({"num_visible": None} if "num_visible" in section else {})}
 
 
-def shard(model: Any, mesh: Mapping[str, int]) -> Any:
+def shard(model: Any, mesh: Any) -> Any:
     """The same model with its parameters laid out over this process's devices, as training lays them out.
 
     Args:
@@ -90,8 +92,12 @@ def shard(model: Any, mesh: Mapping[str, int]) -> Any:
       mesh: sizes of "data", "fsdp" and "tensor", as `config.mesh`; one may be -1, the rest.
 
     Raises:
-      UserError: sizes that do not multiply to the number of devices.
+      UserError: sizes that do not multiply to the number of devices, or no module.
     """
+    if not isinstance(model, nnx.Module):
+        raise UserError(f"Expected a Flax module such as load(...).model to shard, got {type(model).__name__}.")
+    if not isinstance(mesh, Mapping) or not all(isinstance(size, int) for size in mesh.values()):
+        raise UserError(f'Expected sizes such as {{"data": 2, "fsdp": -1}} for mesh, got {mesh!r}.')
     try:
         made = sharding.make_mesh(mesh)
     except ValueError as error:

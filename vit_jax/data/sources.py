@@ -48,6 +48,10 @@ def open_source(
       UserError: nothing there, labels that mean nothing, an empty class, or a split that does not exist.
     """
     path = Path(dataset).expanduser()
+    if "://" in dataset:
+        raise UserError(
+            f"Expected data on a disk, got {dataset}: mount the bucket (gcsfuse) and give that path as config.dataset."
+        )
     if dataset in MADE_UP:
         _check_no_columns(dataset, labels)
         base, part = parse_split(split)
