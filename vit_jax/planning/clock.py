@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vit_jax.planning.chips import Chip
-from vit_jax.planning.hlo import Instruction, Program, called
+from vit_jax.planning.hlo import PRODUCTS, Instruction, Program, called
 
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -126,21 +127,21 @@ def _add(to: Work, done: Work, times: int = 1) -> None:
 
 
 def _flops(program: Program, computation: str, instruction: Instruction) -> int:
-    """Of a product, or of all products inside a fusion, also within fusions within it."""
-    if instruction.opcode in ("dot", "convolution"):
-        return int(program.products(computation)[instruction.name])
-    bodies = called(instruction)["calls"] if instruction.opcode == "fusion" else []
-    return sum(_flops(program, body, each) for body in bodies for each in program.computations[body])
+    """Of a product, or of all products inside a fusion."""
+    found = [(computation, instruction), *_inside(program, instruction)]
+    return sum(int(program.products(where)[each.name]) for where, each in found if each.opcode in PRODUCTS)
 
 
 def part_of(program: Program, instruction: Instruction) -> str:
-    """The part of the model that an instruction belongs to: of a fusion its product's, else its own.
+    """The part of the model that an instruction belongs to: of a fusion its product's, else its own, else any inside it.
 
     The compiler fuses across parts: a norm that is computed within the product that takes it counts there.
     """
     if instruction.opcode.startswith("copy"):
         return COPIES
-    name = _product_name(program, instruction) or _name(instruction)
+    inner = [each for _, each in _inside(program, instruction)]
+    products = [each for each in inner if each.opcode in PRODUCTS]
+    name = next((name for each in (*products, instruction, *inner) if (name := _name(each))), "")
     return CASTS if instruction.opcode == "convert" and not name else part_named(name)
 
 
@@ -157,13 +158,9 @@ def _name(instruction: Instruction) -> str:
     return found.group(1) if found else ""
 
 
-def _product_name(program: Program, instruction: Instruction) -> str:
-    """The name of the first matrix product within a fusion, or ""."""
-    if instruction.opcode != "fusion":
-        return ""
-    for body in called(instruction)["calls"]:
+def _inside(program: Program, instruction: Instruction) -> Iterator[tuple[str, Instruction]]:
+    """What a fusion is made of, also within fusions within it, each with the computation where it stands."""
+    for body in called(instruction)["calls"] if instruction.opcode == "fusion" else []:
         for each in program.computations[body]:
-            found = _name(each) if each.opcode in ("dot", "convolution") else _product_name(program, each)
-            if found:
-                return found
-    return ""
+            yield body, each
+            yield from _inside(program, each)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+PRODUCTS = ("dot", "convolution")  # TPUs multiply matrices as convolutions
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
          "u64": 8, "f64": 8}  # fmt: skip
 
@@ -141,7 +142,7 @@ class Program:
         """FLOPs of each matrix product and convolution that stands in a computation itself, run once."""
         body = self.computations[computation]
         shapes = {i.name: i.shape for i in body}
-        return {i.name: _flops(i, shapes) for i in body if i.opcode in ("dot", "convolution")}
+        return {i.name: _flops(i, shapes) for i in body if i.opcode in PRODUCTS}
 
     def _inside(self) -> set[str]:
         """Computations that are part of one instruction: bodies of fusions, and what reductions reduce with."""
