@@ -23,7 +23,7 @@ def named(scopes):
 
 
 # A loop of 5, in it a fusion (100 cycles, whose inner fusion says 999 of its own), a copy (20) and a kernel; a conditional
-# of 10 or 30 cycles; an inner loop of 3 times 2 within the dearer branch; a call (4).
+# of 10 or 30 cycles; an inner loop of 3 times 2 within the dearer branch; a call (4 + 1).
 MLP = named("transpose(jvp(loss))/mlp/dot_general")
 LOOPED = f"""
 HloModule jit_step
@@ -93,6 +93,7 @@ HloModule jit_step
 
 %called (p: f32[8]) -> f32[8] {{
   %p = f32[8]{{0}} parameter(0)
+  %z = f32[8]{{0}} broadcast(%p), {cycles(1)}
   ROOT %y = f32[8]{{0}} convert(%p), {cycles(4)}
 }}
 
@@ -134,9 +135,9 @@ ENTRY %main (x: f32[1000], y: f32[250]) -> f32[1000] {{
 
 
 def test_cycles_by_hand():
-    """5 x (100 + 20) of the loop, 3 x 2 + 24 of the dearer branch, 4 of the call. Of a fusion its own figure counts alone."""
+    """5 x (100 + 20) of the loop, 3 x 2 + 24 of the dearer branch, 4 + 1 of the call. Of a fusion its own figure counts alone."""
     done = work(Program(LOOPED))
-    assert done.cycles == {"MLP": 500, "copies": 100, "optimiser": 6, "head": 24, "casts": 4}
+    assert done.cycles == {"MLP": 500, "copies": 100, "optimiser": 6, "head": 24, "casts": 4, "fills with zeros": 1}
     assert +done.flops == {"MLP": 5 * 2 * 8 * 8 * 4}
     assert done.flops.total() == Program(LOOPED).flops()
     assert done.uncounted == {"tpu_custom_call": 5}
@@ -194,7 +195,7 @@ def test_a_chip_without_a_clock_has_cycles_and_no_time():
     found = estimate(Program(LOOPED), trillium)
     assert found.seconds is None
     assert found.profile(trillium)["MLP"]["share_of_peak"] is None
-    assert sum(part["cycles"] for part in found.profile(trillium).values()) == 634
+    assert sum(part["cycles"] for part in found.profile(trillium).values()) == 635
 
 
 def test_a_plan_promises_the_longer_of_the_two(small):
@@ -214,7 +215,14 @@ def test_a_plan_promises_the_longer_of_the_two(small):
 def test_the_figure_has_a_bar_a_part():
     parts = estimate(Program(LOOPED), V5E).profile(V5E)
     (axis,) = draw(parts, "by hand").axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["MLP", "copies", "head", "optimiser", "casts"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        "MLP",
+        "copies",
+        "head",
+        "optimiser",
+        "casts",
+        "fills with zeros",
+    ]
     assert [bar.get_width() for bar in axis.patches] == [part["cycles"] / 1e6 for part in parts.values()]
 
 

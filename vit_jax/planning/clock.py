@@ -36,8 +36,10 @@ PARTS = {
     "optimiser": "optimiser",
     "rematted_computation": "second forward of remat",  # JAX's own name of what jax.checkpoint computes again
 }
-# Parts that no scope names: copies into another layout, casts of whole stacks that the compiler took out of the loop.
-COPIES, CASTS, EXCHANGES, REST = "copies", "casts", "exchanges", "rest"
+COPIES, EXCHANGES, REST = "copies", "exchanges", "rest"
+# What the compiler adds and does not name: casts of whole stacks that it took out of the loop, and zeros (those into which a
+# device puts its part of a kernel that is then gathered by a sum).
+NAMELESS = {"convert": "casts", "broadcast": "fills with zeros"}
 
 
 class Work(NamedTuple):
@@ -142,7 +144,7 @@ def part_of(program: Program, instruction: Instruction) -> str:
     inner = [each for _, each in _inside(program, instruction)]
     products = [each for each in inner if each.opcode in PRODUCTS]
     name = next((name for each in (*products, instruction, *inner) if (name := _name(each))), "")
-    return CASTS if instruction.opcode == "convert" and not name else part_named(name)
+    return part_named(name) if name else NAMELESS.get(instruction.opcode, REST)
 
 
 def part_named(op_name: str) -> str:
