@@ -135,7 +135,7 @@ ENTRY %main (x: f32[1000], y: f32[250]) -> f32[1000] {{
 
 
 def test_cycles_by_hand():
-    """5 x (100 + 20) of the loop, 3 x 2 + 24 of the dearer branch, 4 + 1 of the call. Of a fusion its own figure counts alone."""
+    """5 x (100 + 20) of the loop, 3 x 2 + 24 of the dearer branch, 4 + 1 of the call. Of a fusion only its own figure."""
     done = work(Program(LOOPED))
     assert done.cycles == {"MLP": 500, "copies": 100, "optimiser": 6, "head": 24, "casts": 4, "fills with zeros": 1}
     assert +done.flops == {"MLP": 5 * 2 * 8 * 8 * 4}

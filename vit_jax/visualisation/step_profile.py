@@ -19,7 +19,7 @@ def draw(profile: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
     bars = axis.barh(list(profile), [part["cycles"] / 1e6 for part in profile.values()], color="tab:blue")
     axis.bar_label(bars, [_words(part) for part in profile.values()], padding=3, fontsize=8)
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.35 * max(bar.get_width() for bar in bars))  # room for the words
+    axis.set_xlim(0, 1.5 * max(bar.get_width() for bar in bars))  # room for the words
     axis.set_xlabel("million cycles a step, by the compiler's estimate")
     axis.set_title(title, fontsize=10)
     return figure
