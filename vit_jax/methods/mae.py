@@ -87,6 +87,7 @@ class MAE(nnx.Module):
             light.hidden_size, cfg.encoder.patch_values, kernel_init=xavier, dtype=light.dtype, rngs=rngs
         )
 
+    @jax.named_scope("head")
     def decode(
         self, latent: Float[Array, "b t d"], mask: Mask, keys: Key[Array, " b"] | None = None
     ) -> Float[Array, "b n p"]:

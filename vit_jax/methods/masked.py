@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -48,7 +49,9 @@ class Masked(nnx.Module):
         self, images: Float[Array, "b H W c"], hidden: Bool[Array, "b n"], **more: Any
     ) -> Float[Array, "b n o"]:
         """Answers for every patch, float32, from `tokens`, which says what `more` there is."""
-        return self.predict(self.tokens(images, hidden, **more)).astype(jnp.float32)
+        tokens = self.tokens(images, hidden, **more)
+        with jax.named_scope("head"):
+            return self.predict(tokens).astype(jnp.float32)
 
     def tokens(
         self,

@@ -99,6 +99,7 @@ class Attention(nnx.Module):
             self.relative_positions = nnx.Param(jnp.zeros((relative_rows(cfg), heads), jnp.float32))
         self.out = Linear((heads, d // heads), d, kernel_init=init.kernel, dtype=cfg.dtype, rngs=rngs)
 
+    @jax.named_scope("qkv")
     def projected(self, x: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
         """Queries, keys and values, "b n h e" each."""
         qkv = constrain(self.qkv(x), "batch", None, None, "heads", None)
@@ -113,6 +114,7 @@ class Attention(nnx.Module):
         own = self.cfg.relative_positions == "block"
         return relative_bias(self.relative_positions[...], self.cfg) if own else shared
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x: Float[Array, "b n d"],
@@ -129,4 +131,5 @@ class Attention(nnx.Module):
             dropout_rate=self.cfg.attention_dropout_rate,
             dropout_keys=dropout_keys,
         )
-        return self.out(y)
+        with jax.named_scope("out"):
+            return self.out(y)

@@ -83,6 +83,7 @@ class Transformer(nnx.Module):
         if cfg.relative_positions == "shared":
             self.relative_positions = nnx.Param(jnp.zeros((relative_rows(cfg), cfg.num_heads), jnp.float32))
 
+    @jax.named_scope("attention")
     def shared_bias(self) -> Float[Array, "1 h n n"] | None:
         """What the relative positions that all blocks share add to the logits of attention."""
         if self.cfg.relative_positions != "shared":
@@ -99,6 +100,7 @@ class Transformer(nnx.Module):
         assert layers is not None
         return layers
 
+    @jax.named_scope("blocks")
     def _scan(self, tokens: Array, keys: Array | None, *, keep: bool) -> tuple[Array, Array | None]:
         cfg = self.cfg
         graph, params = nnx.split(self.blocks)
@@ -149,6 +151,7 @@ class MapHead(nnx.Module):
         self.norm = LayerNorm(d, eps=cfg.norm_eps, dtype=cfg.dtype)
         self.mlp = Mlp(cfg, rngs=rngs)
 
+    @jax.named_scope("head")
     def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         probe = jnp.broadcast_to(self.probe[...].astype(self.cfg.dtype), (tokens.shape[0], *self.probe.shape))
         y = jax.nn.dot_product_attention(self.query(probe), self.key(tokens), self.value(tokens))

@@ -166,6 +166,7 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
 
+    @jax.named_scope("norm")
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         x = x.astype(jnp.float32)
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -207,6 +208,7 @@ class Mlp(nnx.Module):
         self.fc1 = Linear(d, m, kernel_init=init.kernel, bias_init=init.mlp_bias, dtype=cfg.dtype, rngs=rngs)
         self.fc2 = Linear(m, d, kernel_init=init.kernel, bias_init=init.mlp_bias, dtype=cfg.dtype, rngs=rngs)
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "b n d"], dropout_keys: Key[Array, " b"] | None) -> Float[Array, "b n d"]:
         hidden = ACTIVATIONS[self.cfg.activation](constrain(self.fc1(x), "batch", None, "mlp"))
         return self.fc2(dropout(hidden, self.cfg.dropout_rate, dropout_keys))

@@ -154,6 +154,7 @@ class ViT(nnx.Module):
             if cfg.dist_token and cfg.dist_head:
                 self.head_dist = Linear(width, cfg.num_classes, kernel_init=head_init, bias_init=bias_init, rngs=rngs)
 
+    @jax.named_scope("patches")
     def patches(self, images: Float[Array, "b H W c"]) -> Float[Array, "b n p"]:
         """Pixels of each patch (of the stem's map, in hybrids), row by row."""
         cfg = self.cfg
@@ -164,10 +165,12 @@ class ViT(nnx.Module):
             )
         return patchify(self.stem(images) if cfg.stem else images, cfg.patch_size)
 
+    @jax.named_scope("patches")
     def embed(self, patches: Float[Array, "b n p"], visible: Int[Array, "b k"] | None = None) -> Float[Array, "b k d"]:
         """Project the visible patches (None: all) to tokens without positions."""
         return self.embedding(patches if visible is None else take(patches, visible))
 
+    @jax.named_scope("patches")
     def placed(
         self,
         x: Float[Array, "b k d"],
@@ -199,6 +202,7 @@ class ViT(nnx.Module):
         tokens = self.transformer(tokens, keys)
         return tokens if self.cfg.norm_after_pool else self.norm(tokens)
 
+    @jax.named_scope("head")
     def pool(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b d"] | Float[Array, "b _ d"]:
         """One vector an example, by `classifier` ("unpooled" kinds: all tokens; with a distillation token: two)."""
         classifier = self.cfg.classifier
@@ -214,6 +218,7 @@ class ViT(nnx.Module):
             pooled = tokens
         return self.norm(pooled) if self.cfg.norm_after_pool else pooled
 
+    @jax.named_scope("head")
     def head(self, pooled: Float[Array, "... d"], *, train: bool = False) -> Float[Array, "... classes"]:
         """`representation_size` layer where there is one, then logits (the pooled vector itself without a head).
 

@@ -85,6 +85,7 @@ def grid_scores(keys: Key[Array, " b"], grid: tuple[int, int]) -> Float[Array, "
     return jnp.asarray(corner, jnp.float32)[None, :] + 0.5 * random_scores(keys, grid)
 
 
+@jax.named_scope("masks")
 def unit_mask(
     keys: Key[Array, " b"], grid: tuple[int, int], unit: tuple[int, int], num_hidden: int
 ) -> Bool[Array, "b n"]:
@@ -98,6 +99,7 @@ def unit_mask(
 ATTEMPTS = 10  # of BEiT's generator to place one block
 
 
+@jax.named_scope("masks")
 def beit_mask(keys: Key[Array, " b"], grid: tuple[int, int], num_masked: int, min_block: int) -> Bool[Array, "b n"]:
     """Blocks hidden one after another until `num_masked` patches are, or no further block fits: seldom more than a few less.
 
@@ -138,6 +140,7 @@ def beit_mask(keys: Key[Array, " b"], grid: tuple[int, int], num_masked: int, mi
 SCORES = {"random": random_scores, "block": block_scores, "grid": grid_scores}
 
 
+@jax.named_scope("masks")
 def make_mask(kind: str, keys: Key[Array, " b"], grid: tuple[int, int], num_visible: int) -> Mask:
     """A mask an example by a named strategy: "random", "block" or "grid"."""
     if kind not in SCORES:
@@ -145,6 +148,7 @@ def make_mask(kind: str, keys: Key[Array, " b"], grid: tuple[int, int], num_visi
     return from_scores(SCORES[kind](keys, grid), num_visible)
 
 
+@jax.named_scope("masks")
 def take(rows: Array, indices: Int[Array, "b k"]) -> Array:
     """Rows "b n d" at `indices` "b k" -> "b k d"."""
     return jnp.take_along_axis(rows, indices[:, :, None], axis=1)

@@ -20,14 +20,24 @@ class Chip(NamedTuple):
     flops: float  # dense bfloat16 FLOP/s
     bandwidth: float  # of its memory, bytes/s
     network: float  # to all its neighbours together, one way, bytes/s
+    multipliers: int | None = None  # of all its matrix units; None: not in the data sheet, or not to be believed
+
+    @property
+    def hertz(self) -> float | None:
+        """The clock that makes the data sheet's peak: a multiply-add of every multiplier in every cycle."""
+        return self.flops / (2 * self.multipliers) if self.multipliers else None
 
 
 # device_kind begins with the key. TPUs: cloud.google.com/tpu/docs, "System architecture" (interchip interconnect by chip);
 # NVIDIA: the data sheets' dense figures (NVLink in one direction).
+# Multipliers: matrix units of 128 x 128 (v4 and v5p: four in each of two cores, v5e: four in one), which makes 1.05, 1.50 and
+# 1.75 GHz. v6e's page has two units of 256 x 256, which would make 3.5 GHz; its compiler counts 369,000 FLOP a cycle for a
+# product of 8192 x 8192 matrices, more than two such units can do in one (262,144). TPU7x's page counts no units. Cycles of
+# both are not turned into seconds.
 CHIPS = {
-    "TPU v4": Chip("TPU v4", 32 * 2**30, 275e12, 1228e9, 300e9),
-    "TPU v5 lite": Chip("TPU v5e", 16 * 2**30, 197e12, 819e9, 200e9),
-    "TPU v5": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 600e9),
+    "TPU v4": Chip("TPU v4", 32 * 2**30, 275e12, 1228e9, 300e9, 8 * 128**2),
+    "TPU v5 lite": Chip("TPU v5e", 16 * 2**30, 197e12, 819e9, 200e9, 4 * 128**2),
+    "TPU v5": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 600e9, 8 * 128**2),
     "TPU v6 lite": Chip("TPU v6e", 32 * 2**30, 918e12, 1640e9, 448e9),
     "TPU7x": Chip("TPU7x, one of a chip's two cores", 96 * 2**30, 1153e12, 3690e9, 600e9),
     "NVIDIA A100": Chip("NVIDIA A100", 80 * 2**30, 312e12, 2039e9, 300e9),

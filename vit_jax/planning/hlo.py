@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+PRODUCTS = ("dot", "convolution")  # TPUs multiply matrices as convolutions
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
          "u64": 8, "f64": 8}  # fmt: skip
 
@@ -39,6 +40,12 @@ class Collective(NamedTuple):
     bytes: float
     group: int
     times: int
+    overlapped: bool  # begun and ended apart, or in pieces within a fusion: computation goes on meanwhile
+
+
+def called(instruction: Instruction) -> dict[str, list[str]]:
+    """The computations that an instruction names, by how it names them: {"body": [...], "condition": [...]}."""
+    return {how: _NAME.findall(names) for how, names in _CALLED.findall(instruction.rest)}
 
 
 def array_bytes(shape: str, *, main_memory: bool = False) -> int:
@@ -60,42 +67,44 @@ class Program:
 
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}
-        entry = name = ""
+        name = self.entry = ""
         for line in text.splitlines():
             if line and not line[0].isspace() and line.rstrip().endswith("{") and "(" in line:
                 name = line.removeprefix("ENTRY ").split("(")[0].strip().lstrip("%")
                 self.computations[name] = []
-                entry = name if line.startswith("ENTRY ") else entry
+                self.entry = name if line.startswith("ENTRY ") else self.entry
             elif found := _INSTRUCTION.match(line):
                 self.computations[name].append(Instruction(*found.groups()))
         self.times: dict[str, int] = dict.fromkeys(self.computations, 0)
-        self._count(entry, 1)
+        self._count(self.entry, 1)
 
     def _count(self, name: str, times: int) -> None:
         self.times[name] += times
         for instruction in self.computations[name]:
             if instruction.opcode.endswith("-done"):
                 continue
-            called = dict(_CALLED.findall(instruction.rest))
-            inner = times * self._trips(called["condition"], called["body"]) if "condition" in called else times
-            for names in called.values():
-                for each in names.split(","):
-                    if each.strip().lstrip("%") in self.computations:
-                        self._count(each.strip().lstrip("%"), inner)
+            for names in called(instruction).values():
+                for each in names:
+                    if each in self.computations:
+                        self._count(each, times * self.trips(instruction))
+
+    def trips(self, instruction: Instruction) -> int:
+        """How often a loop runs what it calls; 1 for all that is no loop."""
+        parts = called(instruction)
+        return self._trips(parts["condition"][0], parts["body"][0]) if "condition" in parts else 1
 
     def _trips(self, condition: str, body: str) -> int:
         """The constant a loop's counter is compared with, by the counter's stride; 1 for loops that end when they like.
 
         Loops of an exchange and a product in pieces (libtpu's "windowed" products) are unrolled and count by twos.
         """
-        test = list(self.computations[condition.strip().lstrip("%")])
+        test = list(self.computations[condition])
         for instruction in test:  # grows: the comparison may lie in a fusion
-            for names in dict(_CALLED.findall(instruction.rest)).values():
-                test += [i for name in names.split(",") for i in self.computations[name.strip().lstrip("%")]]
+            test += [i for names in called(instruction).values() for name in names for i in self.computations[name]]
         limits = [_constant(i) for i in test if i.opcode == "constant"]
         indices = [int(found) for i in test for found in re.findall(r"index=(\d+)", i.rest) if i.opcode != "parameter"]
         limit = max((limit for limit in limits if limit is not None), default=1)
-        return -(-limit // self._stride(body.lstrip("%"), indices[0])) if indices else limit
+        return -(-limit // self._stride(body, indices[0])) if indices else limit
 
     def _stride(self, body: str, index: int) -> int:
         """What a loop adds to its counter, element `index` of what it carries."""
@@ -108,6 +117,7 @@ class Program:
     def collectives(self) -> list[Collective]:
         """Every exchange between devices. One that was cut into pieces keeps its channel and is counted once."""
         found: dict[str, Collective] = {}
+        inside = self._inside()
         for place, (name, body) in enumerate(self.computations.items()):
             for instruction in body:
                 kind = instruction.opcode.removesuffix("-start")
@@ -115,7 +125,8 @@ class Program:
                     continue
                 channel = re.search(r"channel_id=(\d+)", instruction.rest)
                 group = _group_size(instruction.rest) if kind != "collective-permute" else 2
-                made = Collective(kind, _sent(kind, instruction, group), group, self.times[name])
+                overlapped = name in inside or instruction.opcode.endswith("-start")
+                made = Collective(kind, _sent(kind, instruction, group), group, self.times[name], overlapped)
                 key = channel.group(1) if channel else f"{place}/{instruction.name}"
                 if key not in found or found[key].times * found[key].bytes < made.times * made.bytes:
                     found[key] = made
@@ -124,24 +135,29 @@ class Program:
     def flops(self) -> int | float:
         """Two per multiply-add of every matrix product and convolution, loops counted."""
         return sum(
-            self.times[name] * _flops(instruction, shapes)
-            for name, body in self.computations.items()
-            if self.times[name]
-            for shapes in [{i.name: i.shape for i in body}]
-            for instruction in body
-            if instruction.opcode in ("dot", "convolution")
+            self.times[name] * sum(self.products(name).values()) for name in self.computations if self.times[name]
         )
+
+    def products(self, computation: str) -> dict[str, int | float]:
+        """FLOPs of each matrix product and convolution that stands in a computation itself, run once."""
+        body = self.computations[computation]
+        shapes = {i.name: i.shape for i in body}
+        return {i.name: _flops(i, shapes) for i in body if i.opcode in PRODUCTS}
+
+    def _inside(self) -> set[str]:
+        """Computations that are part of one instruction: bodies of fusions, and what reductions reduce with."""
+        return {
+            name
+            for body in self.computations.values()
+            for instruction in body
+            if instruction.opcode == "fusion" or ("to_apply=" in instruction.rest and instruction.opcode != "call")
+            for names in called(instruction).values()
+            for name in names
+        }
 
     def moved(self) -> int | float:
         """Bytes read from and written to main memory, an operand of a fusion counted by the part it takes. An estimate."""
-        inside = {
-            name.strip().lstrip("%")
-            for body in self.computations.values()
-            for instruction in body
-            if instruction.opcode == "fusion" or "to_apply=" in instruction.rest
-            for names in dict(_CALLED.findall(instruction.rest)).values()
-            for name in names.split(",")
-        }
+        inside = self._inside()
         total = 0.0
         for name, body in self.computations.items():
             if name in inside or not self.times[name]:
@@ -162,8 +178,8 @@ class Program:
             return 2 * own
         if opcode == "dynamic-update-slice":
             return 2 * array_bytes(operands[1], main_memory=True) if len(operands) > 1 else own
-        if opcode == "fusion" and (called := dict(_CALLED.findall(instruction.rest)).get("calls")):
-            body = called.lstrip("%")
+        if opcode == "fusion":
+            (body,) = called(instruction)["calls"]
             read = sum(
                 min(array_bytes(shape, main_memory=True), self._taken(body, self._parameter(body, place)))
                 for place, shape in enumerate(operands)
@@ -186,8 +202,8 @@ class Program:
                 total += array_bytes(user.shape)
             elif user.opcode == "bitcast":
                 total += self._taken(computation, user.name)
-            elif user.opcode == "fusion" and (called := dict(_CALLED.findall(user.rest)).get("calls")):
-                inner = called.lstrip("%")
+            elif user.opcode == "fusion":
+                (inner,) = called(user)["calls"]
                 total += self._taken(inner, self._parameter(inner, operands.index(name)))
             elif user.opcode != "dynamic-update-slice" or operands[0] != name:
                 return math.inf  # all of it

@@ -17,6 +17,7 @@ from vit_jax.methods import method_of
 from vit_jax.methods.method import NO_NETWORKS, Networks
 from vit_jax.models.registry import count_params
 from vit_jax.planning.chips import Chip, chip_of, memory_of
+from vit_jax.planning.clock import Estimate, estimate
 from vit_jax.planning.hlo import KINDS, Program
 from vit_jax.training.flops import count_flops
 from vit_jax.training.schedules import make_schedule
@@ -48,6 +49,7 @@ class Plan(NamedTuple):
     compiled_flops: float  # the same, counted in the compiled program
     collectives: dict[str, tuple[int, float]]  # kind: (times a step, bytes a device sends in them)
     seconds: dict[str, float]  # compute, memory, network: what each alone would take; empty for unknown chips
+    clock: Estimate | None  # by the compiler's cycles; None where it writes none
     compile_seconds: float
 
     @property
@@ -55,9 +57,15 @@ class Plan(NamedTuple):
         return self.memory is not None and (self.limit is None or self.memory.peak <= self.limit)
 
     @property
-    def step_seconds(self) -> int | float | None:
-        """Roofline: as if computing, memory and network overlapped perfectly, each at its data sheet's rate."""
+    def roofline(self) -> int | float | None:
+        """As if computing, memory and network overlapped perfectly, each at its data sheet's rate: no step is faster."""
         return max(self.seconds.values()) if self.seconds else None
+
+    @property
+    def step_seconds(self) -> int | float | None:
+        """The estimate: the roofline or the compiler's clock, whichever is longer."""
+        clock = self.clock.seconds if self.clock else None
+        return max(self.roofline, clock) if self.roofline and clock else self.roofline
 
 
 def make_plan(config: Config, num_classes: int, devices: list[Any], networks: Networks = NO_NETWORKS) -> Plan:
@@ -94,7 +102,7 @@ def make_plan(config: Config, num_classes: int, devices: list[Any], networks: Ne
         "compile_seconds": seconds,
     }
     if compiled is None:
-        return Plan(**common, memory=None, compiled_flops=0.0, collectives={}, seconds={})
+        return Plan(**common, memory=None, compiled_flops=0.0, collectives={}, seconds={}, clock=None)
     text = Program(compiled.as_text())
     found = text.collectives()
     exchanged = {
@@ -109,6 +117,7 @@ def make_plan(config: Config, num_classes: int, devices: list[Any], networks: Ne
         compiled_flops=flops,
         collectives={kind: pair for kind, pair in exchanged.items() if pair[0]},
         seconds=_roofline(chip, max(flops, traced) / len(devices), text.moved(), sent) if chip else {},
+        clock=estimate(text, chip) if chip else None,
     )
 
 
@@ -153,7 +162,7 @@ def _out_of_memory(error: BaseException) -> str:
 
 
 def schedule(plan: Plan, config: Config, examples: int) -> dict[str, Any]:
-    """Steps, hours and device-hours of the config's whole schedule at the roofline's speed."""
+    """Steps, hours and device-hours of the config's whole schedule at the estimated speed."""
     steps = derived.total_steps(config, examples / config["batch"])
     if plan.step_seconds is None:
         return {"steps": steps}
@@ -192,8 +201,21 @@ def report(plan: Plan, config: Config, examples: int, chip: Chip | None) -> dict
     if chip and plan.step_seconds:
         rows |= {
             "roofline_seconds": plan.seconds,
+            "clock": _clock(plan.clock) if plan.clock else None,
+            "profile": plan.clock.profile(chip) if plan.clock else {},
             "step_seconds": plan.step_seconds,
             "images_per_second": config["batch"] / plan.step_seconds,
             "mfu": plan.model_flops / (devices * chip.flops * plan.step_seconds),
         }
     return rows
+
+
+def _clock(found: Estimate) -> dict[str, Any]:
+    return {
+        "hertz": found.hertz,
+        "cycles": found.work.cycles.total(),
+        "seconds": found.seconds,
+        "exchanges_overlapped_seconds": found.overlapped,
+        "exchanges_apart_seconds": found.apart,
+        "custom_calls_without_estimate": dict(found.work.uncounted),
+    }

@@ -155,13 +155,17 @@ def make_step(
 
     def on_mesh(state: State, batch: Batch, seed: Int[Array, ""], taught_by: dict[str, Any]) -> tuple[State, Report]:
         key = key_for(seed, "train", state.step)
-        inputs = objective.inputs(batch, key, True, state.step)
+        with jax.named_scope("inputs"):
+            inputs = objective.inputs(batch, key, True, state.step)
         keys = jax.random.split(key, batch.image.shape[0])
 
         def total_loss(params: Any, inputs: Any, keys: Any) -> tuple[Array, Any]:
             model = nnx.merge(graph, params)
             # Asked of each micro-batch: what a frozen network holds meanwhile is bounded by accumulation, too.
-            loss, metrics = objective.losses(model, objective.consult(inputs, **taught_by), keys, True)
+            with jax.named_scope("teacher"):
+                inputs = objective.consult(inputs, **taught_by)
+            with jax.named_scope("loss"):
+                loss, metrics = objective.losses(model, inputs, keys, True)
             reduced = loss.reduce()
             sums = reduced, {name: mean.reduce() for name, mean in metrics.items()}
             return reduced.total, (sums, statistics_of(model))
@@ -169,24 +173,25 @@ def make_step(
         sums, ((loss, metrics), statistics) = accumulated(jax.grad(total_loss, has_aux=True), config["accum_steps"])(
             state.params, inputs, keys
         )
-        # Divided once, by what the whole batch counted: unequal masks and weights come out as in one batch.
-        grads = jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1e-9), sums)
-        norm, rate = optax.tree.norm(grads), schedule(state.step)
+        with jax.named_scope("optimiser"):
+            # Divided once, by what the whole batch counted: unequal masks and weights come out as in one batch.
+            grads = jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1e-9), sums)
+            norm, rate = optax.tree.norm(grads), schedule(state.step)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        shared = None if schedule.shared is None else schedule.shared(state.step)
-        params = descended(state.params, updates, lr_scales(state.params, config), rate, shared)
-        params = jax.tree_util.tree_map_with_path(lambda path, p: statistics.get(path_name(path), p), params)
-        # A finite gradient can still give infinite numbers, which no later step would heal.
-        # And a loss of nothing at all (no patch hidden in the whole batch) is no number either.
-        finite = jnp.isfinite(loss.total) & (loss.count > 0) & jnp.isfinite(norm) & all_finite((params, opt_state))
-        # Also on a skipped step the clock moves on: the data does, too.
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
-        )
-        ema = state.ema
-        if config["ema"]:
-            ema = jax.tree.map(lambda e, p: config["ema"] * e + (1.0 - config["ema"]) * p, ema, params)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            shared = None if schedule.shared is None else schedule.shared(state.step)
+            params = descended(state.params, updates, lr_scales(state.params, config), rate, shared)
+            params = jax.tree_util.tree_map_with_path(lambda path, p: statistics.get(path_name(path), p), params)
+            # A finite gradient can still give infinite numbers, which no later step would heal.
+            # And a loss of nothing at all (no patch hidden in the whole batch) is no number either.
+            finite = jnp.isfinite(loss.total) & (loss.count > 0) & jnp.isfinite(norm) & all_finite((params, opt_state))
+            # Also on a skipped step the clock moves on: the data does, too.
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+            )
+            ema = state.ema
+            if config["ema"]:
+                ema = jax.tree.map(lambda e, p: config["ema"] * e + (1.0 - config["ema"]) * p, ema, params)
         in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
         new_state = State(state.step + 1, params, opt_state, ema, state.skipped + (1 - finite), in_row)
         return new_state, Report({"loss": loss, **metrics}, rate, norm, finite, in_row)
