@@ -32,8 +32,8 @@ def lasting(config: Config) -> dict[str, Any]:
 def lasting_recipe(recipe: str, config: Config) -> str:
     """FILE:ARG with the path of the pictures in ARG made absolute, where it is one."""
     file, colon, argument = recipe.partition(":")
-    stored = lasting(config)["dataset"]
-    return file + colon + ",".join(stored if part == config["dataset"] else part for part in argument.split(","))
+    given, stored = Path(config["dataset"]), lasting(config)["dataset"]
+    return file + colon + ",".join(stored if Path(part) == given else part for part in argument.split(","))
 
 
 def describe(workdir: Path, config: Config, table: str) -> None:
