@@ -38,6 +38,7 @@ def run(place, words, expect=0):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_page_runs_as_written(place):
     (commands,) = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
     lines = [shlex.split(line)[1:] for line in commands.splitlines() if line.startswith("vit-jax")]
