@@ -120,12 +120,11 @@ class Mirror:
     def __init__(self, workdir: epath.Path):
         self.workdir, self.remote = workdir, in_bucket(workdir)
         self.local = Path(os.fspath(workdir))
-        if self.remote:
-            self.local = Path(tempfile.mkdtemp(prefix="vit_jax-")) / workdir.name
-            self.local.mkdir()
         self._copied: dict[str, tuple[int, int]] = {}
         if self.remote:
-            filesystem(workdir)
+            filesystem(workdir)  # before anything lists the bucket
+            self.local = Path(tempfile.mkdtemp(prefix="vit_jax-")) / workdir.name
+            self.local.mkdir()
 
     def pull(self) -> None:
         """Fetch what an earlier start, perhaps on another machine, left at the workdir's top: metrics go on."""
